@@ -1,0 +1,225 @@
+"""How a model sees an image: the only place that converts pixels and coordinates between image and canvas.
+
+The *canvas* is the square that a network takes. `Frame.canvas` puts an image on it, `Frame.prompts` puts what a
+person drew on it, `Frame.image` brings logits home. NumPy only, so that a runtime without torch sees the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+
+from palpate.errors import PromptError
+from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble
+
+
+@dataclass(frozen=True, eq=False)
+class CanvasPrompt:
+    """All that is said about one object, in pixels of the canvas; fields as in `PromptBatch`, without `object`."""
+
+    box: Float32[np.ndarray, "4"] | None = None
+    points: Float32[np.ndarray, "point 2"] | None = None
+    point_labels: Float32[np.ndarray, " point"] | None = None
+    mask: Float32[np.ndarray, "1 row column"] | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A square canvas that the image fills from the top left, its longest side resized to `size`, zeros beyond.
+
+    Resampling averages over area (OpenCV's INTER_AREA rule, also when enlarging); intensities are stretched
+    to [0, 1] over the resized image and all its channels, before the padding. That is the preprocessing of LiteMedSAM
+    (the CVPR 2024 MedSAM-on-Laptop baseline).
+
+    - `size`: side of the canvas in pixels.
+    - `mask_size`: side of the mask prompts that the prompt encoder takes, in pixels.
+    - `box_rounding`: `truncate` cuts box corners to whole canvas pixels, as LiteMedSAM's inference does, so that
+      masks agree with the reference; `none` keeps the exact position.
+    """
+
+    size: int = 256
+    mask_size: int = 256
+    box_rounding: Literal["truncate", "none"] = "truncate"
+
+    def content_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the canvas that an image of `shape` (rows, columns) covers."""
+        scale = self.size / max(shape)
+        rows, columns = (max(1, math.floor(extent * scale + 0.5)) for extent in shape)
+        return rows, columns
+
+    def canvas(
+        self, pixels: UInt8[np.ndarray, "row column"] | UInt8[np.ndarray, "row column 3"]
+    ) -> Float32[np.ndarray, "3 size size"]:
+        """The image as the network takes it. Grey is repeated to three channels."""
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
+        rows, columns = self.content_shape((pixels.shape[0], pixels.shape[1]))
+        resized = resize_area(pixels, rows, columns).astype(np.float32)
+        low, high = resized.min(), resized.max()
+        resized = (resized - low) / max(float(high - low), 1e-8)
+        canvas = np.zeros((3, self.size, self.size), dtype=np.float32)
+        canvas[:, :rows, :columns] = np.moveaxis(resized, -1, 0)
+        return canvas
+
+    def prompts(self, prompts: Sequence[Prompt], shape: tuple[int, int]) -> CanvasPrompt:
+        """One object's prompts on the canvas of an image of `shape` (rows, columns).
+
+        Prompts must lie inside the image; see `Prompt.inside`. Of several boxes or masks there can be only one.
+        Scribbles become points that are spread along them; models that take a scribble as a picture do that
+        themselves.
+
+        Raises:
+            PromptError: no prompt, or two of a kind that allows one.
+        """
+        box: Float32[np.ndarray, "4"] | None = None
+        mask: Float32[np.ndarray, "1 row column"] | None = None
+        points: list[tuple[float, float]] = []
+        labels: list[int] = []
+        for prompt in prompts:
+            if isinstance(prompt, Scribble):
+                prompt = prompt.points()
+            if isinstance(prompt, Box):
+                if box is not None:
+                    raise PromptError("one object takes one box; make it two objects with the same label")
+                box = self._box(prompt, shape)
+            elif isinstance(prompt, Points):
+                points += self._points(prompt.coordinates, shape)
+                labels += prompt.labels
+            else:
+                if mask is not None:
+                    raise PromptError("one object takes one mask prompt; unite the masks before")
+                mask = self._mask(prompt, shape)
+        if box is None and mask is None and not points:
+            raise PromptError("an object needs at least one prompt: a box, a point, a scribble or a mask")
+        return CanvasPrompt(
+            box=box,
+            points=np.array(points, dtype=np.float32) if points else None,
+            point_labels=np.array(labels, dtype=np.float32) if points else None,
+            mask=mask,
+        )
+
+    def box_around(
+        self, mask: Bool[np.ndarray, "row column"], *, margin: int
+    ) -> Float32[np.ndarray, "4"] | None:
+        """The tight box of a mask of image pixels, on the canvas, grown by `margin` canvas pixels; None if it is empty.
+
+        It carries an object from one slice to the next (LiteMedSAM's 3D inference; margin 3 there).
+        """
+        rows, columns = self.content_shape(mask.shape)
+        inside = resize_area(mask.astype(np.uint8)[..., None], rows, columns)[..., 0] > 0
+        if not inside.any():
+            return None
+        ys, xs = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        corners = np.array(
+            [xs[0] - margin, ys[0] - margin, xs[-1] + margin, ys[-1] + margin], dtype=np.float32
+        )
+        return corners.clip(0, self.size)
+
+    def image(
+        self, logits: Float[np.ndarray, "size size"], shape: tuple[int, int]
+    ) -> Float32[np.ndarray, "row column"]:
+        """Logits on the pixels of an image of `shape` (rows, columns), bilinear between pixel centres."""
+        rows, columns = self.content_shape(shape)
+        side = logits.shape[-1]
+        # A decoder may answer on a coarser grid than the canvas (SAM: 256 for 1024); the content shrinks alike.
+        rows, columns = max(1, rows * side // self.size), max(1, columns * side // self.size)
+        content = logits[:rows, :columns].astype(np.float32, copy=False)
+        return _bilinear_weights(rows, shape[0]) @ content @ _bilinear_weights(columns, shape[1]).T
+
+    def _box(self, box: Box, shape: tuple[int, int]) -> Float32[np.ndarray, "4"]:
+        corners = np.array([box.x_min, box.y_min, box.x_max, box.y_max], dtype=np.float64)
+        if self.box_rounding == "truncate":
+            return np.trunc(corners * (self.size / max(shape))).astype(np.float32)
+        (x_min, y_min), (x_max, y_max) = self._points(((box.x_min, box.y_min), (box.x_max, box.y_max)), shape)
+        return np.array([x_min, y_min, x_max, y_max], dtype=np.float32)
+
+    def _points(
+        self, coordinates: Sequence[tuple[float, float]], shape: tuple[int, int]
+    ) -> list[tuple[float, float]]:
+        # Edges of the image map to edges of the content, so centres of pixels sit half a pixel inside both.
+        rows, columns = self.content_shape(shape)
+        y_scale, x_scale = rows / shape[0], columns / shape[1]
+        return [((x + 0.5) * x_scale - 0.5, (y + 0.5) * y_scale - 0.5) for x, y in coordinates]
+
+    def _mask(self, prompt: MaskPrompt, shape: tuple[int, int]) -> Float32[np.ndarray, "1 row column"]:
+        rows, columns = self.content_shape(shape)
+        rows, columns = (
+            max(1, rows * self.mask_size // self.size),
+            max(1, columns * self.mask_size // self.size),
+        )
+        coverage = resize_area(prompt.mask.astype(np.uint8)[..., None] * 255, rows, columns)[..., 0] / 255
+        canvas = np.full((1, self.mask_size, self.mask_size), -MASK_PROMPT_LOGIT, dtype=np.float32)
+        canvas[0, :rows, :columns] = (2 * coverage - 1) * MASK_PROMPT_LOGIT
+        return canvas
+
+
+MASK_PROMPT_LOGIT = 10.0
+"""A mask prompt is given as logits: plus this inside, minus this outside, in between where a pixel is half covered."""
+
+LITE_MEDSAM_FRAME = Frame(size=256, mask_size=256, box_rounding="truncate")
+
+
+def resize_area(
+    pixels: UInt8[np.ndarray, "row column channel"], rows: int, columns: int
+) -> UInt8[np.ndarray, "rows columns channel"]:
+    """Resample by area, rounded to whole values, as OpenCV's INTER_AREA does.
+
+    Shrinking averages over the covered area; if either side grows, both sides are interpolated by OpenCV's rule for
+    that case (nearest in the interior of a source pixel, linear across its border).
+    """
+    if (rows, columns) == pixels.shape[:2]:
+        return pixels
+    height, width, channels = pixels.shape
+    weights = _area_weights if rows <= height and columns <= width else _area_enlarging_weights
+    # Rows first: the large first axis shrinks before the second product.
+    tall = (weights(height, rows) @ pixels.reshape(height, width * channels).astype(np.float32)).reshape(
+        rows, width, channels
+    )
+    resized = np.einsum("cw,rwk->rck", weights(width, columns), tall, optimize=True)
+    if (height, width) == (2 * rows, 2 * columns):
+        # OpenCV has a whole-number path for halving, which rounds halves up; everywhere else halves go to even.
+        resized = np.floor(resized + 0.5)
+    return np.rint(resized).clip(0, 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=32)
+def _area_weights(size_in: int, size_out: int) -> Float32[np.ndarray, "size_out size_in"]:
+    edges = np.linspace(0, size_in, size_out + 1)
+    source = np.arange(size_in)
+    overlap = np.minimum(edges[1:, None], source + 1) - np.maximum(edges[:-1, None], source)
+    return (overlap.clip(0) * (size_out / size_in)).astype(np.float32)
+
+
+@lru_cache(maxsize=32)
+def _area_enlarging_weights(size_in: int, size_out: int) -> Float32[np.ndarray, "size_out size_in"]:
+    target = np.arange(size_out)
+    left = np.floor(target * (size_in / size_out)).astype(int)
+    right_share = (target + 1) - (left + 1) * (size_out / size_in)
+    right_share = np.where(right_share <= 0, 0, right_share - np.floor(right_share))
+    return _two_tap(left, right_share, size_in)
+
+
+@lru_cache(maxsize=32)
+def _bilinear_weights(size_in: int, size_out: int) -> Float32[np.ndarray, "size_out size_in"]:
+    position = ((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5).clip(0)
+    left = np.floor(position).astype(int)
+    return _two_tap(left, position - left, size_in)
+
+
+def _two_tap(
+    left: np.ndarray, right_share: np.ndarray, size_in: int
+) -> Float32[np.ndarray, "size_out size_in"]:
+    last = left >= size_in - 1
+    left = np.where(last, size_in - 1, left)
+    right_share = np.where(last, 0, right_share)
+    weights = np.zeros((len(left), size_in), dtype=np.float32)
+    rows = np.arange(len(left))
+    weights[rows, left] = 1 - right_share
+    weights[rows, np.minimum(left + 1, size_in - 1)] += right_share
+    return weights
