@@ -107,9 +107,7 @@ class Points:
         if len(marks) != len(pairs):
             raise PromptError(f"{len(pairs)} points came with {len(marks)} labels; give one label a point")
         if set(marks) - {0, 1}:
-            raise PromptError(
-                f"point labels are 1 (on the object) or 0 (beside it), not {sorted(set(marks) - {0, 1})}"
-            )
+            raise PromptError(f"point labels are 1 (on the object) or 0 (beside it), not {sorted(set(marks) - {0, 1})}")
         _require_slice_number(z)
         object.__setattr__(self, "coordinates", pairs)
         object.__setattr__(self, "labels", marks)
@@ -238,9 +236,7 @@ class Target:
                 "of their own with the same label"
             )
         if self.z_range is not None and self.z_range[1] < self.z_range[0]:
-            raise PromptError(
-                f"the slice range {self.z_range} is inverted; give the first and the last slice"
-            )
+            raise PromptError(f"the slice range {self.z_range} is inverted; give the first and the last slice")
 
     @property
     def z(self) -> int | None:

@@ -1,0 +1,47 @@
+"""What a session runs on: the model's two verbs over NumPy arrays, whatever computes them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+from palpate.models.frame import Frame
+from palpate.models.promptable import ImageEmbedding, MaskPrediction, PromptBatch, PromptSupport
+
+
+class Runtime(Protocol):
+    """A model that is ready to run. Arrays go in and come out as NumPy, so sessions know no framework."""
+
+    @property
+    def model(self) -> str:
+        """The model's name in the catalogue."""
+        ...
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights' content, stated in every result."""
+        ...
+
+    @property
+    def frame(self) -> Frame:
+        """How the model sees an image."""
+        ...
+
+    @property
+    def prompts(self) -> PromptSupport:
+        """Which prompts the model takes."""
+        ...
+
+    def describe(self) -> str:
+        """What computes, where and how precisely, for people: `torch 2.13.0 on cpu, float32`."""
+        ...
+
+    def encode(self, canvas: Float32[np.ndarray, "image 3 row column"]) -> ImageEmbedding:
+        """Embed canvases; slow."""
+        ...
+
+    def decode(self, embedding: ImageEmbedding, prompts: PromptBatch) -> MaskPrediction:
+        """One mask an object; fast."""
+        ...

@@ -1,0 +1,85 @@
+"""The runtime that is always there: PyTorch, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from palpate.errors import SettingError
+from palpate.models.frame import Frame
+from palpate.models.promptable import (
+    ImageEmbedding,
+    MaskPrediction,
+    PromptableModel,
+    PromptBatch,
+    PromptSupport,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TorchRuntime:
+    """A torch model in evaluation mode, in single precision."""
+
+    network: PromptableModel
+    model: str
+    weights_hash: str
+    prompts: PromptSupport
+    device: torch.device
+
+    @property
+    def frame(self) -> Frame:
+        """How the model sees an image."""
+        return self.network.frame
+
+    def describe(self) -> str:
+        """What computes, where and how precisely."""
+        return f"torch {torch.__version__.split('+')[0]} on {self.device}, float32"
+
+    def encode(self, canvas: Float32[np.ndarray, "image 3 row column"]) -> ImageEmbedding:
+        """Embed canvases."""
+        with torch.inference_mode():
+            embedding = self.network.encode(torch.from_numpy(canvas).to(self.device))
+        return ImageEmbedding(_array(embedding.features), tuple(_array(level) for level in embedding.levels))
+
+    def decode(self, embedding: ImageEmbedding, prompts: PromptBatch) -> MaskPrediction:
+        """One mask an object."""
+        with torch.inference_mode():
+            held = ImageEmbedding(
+                self._tensor(embedding.features), tuple(self._tensor(level) for level in embedding.levels)
+            )
+            prediction = self.network.decode(held, prompts)
+        return MaskPrediction(_array(prediction.logits), _array(prediction.predicted_iou))
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        # Embeddings that were kept on disk are read-only maps, which torch may not share.
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The torch device of that name; `auto` takes CUDA where there is one, else the CPU.
+
+    Apple's MPS is taken only when named: for networks this small it is not reliably faster.
+
+    Raises:
+        SettingError: a device that does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingError(f"there is no device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingError(f"no CUDA device {name!r} on this machine; choose cpu, or auto to take what is there")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingError("no Apple MPS device on this machine; choose cpu, or auto to take what is there")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise SettingError(f"device {name!r} is not supported; choose auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

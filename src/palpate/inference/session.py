@@ -1,0 +1,401 @@
+"""A session: set an image once, prompt it as often as you like."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image as Picture
+
+from palpate.errors import PromptError, SettingError, UnsupportedPrompt
+from palpate.images.image import Image
+from palpate.images.intensity import Intensity, intensity_for, parse_intensity, to_uint8
+from palpate.images.modality import with_modality
+from palpate.images.slices import slice_back, slice_first, slice_letters, slice_name, slicing_axis
+from palpate.inference.embeddings import EmbeddingStore, embedding_key
+from palpate.inference.preview import LegendLine, Tile, draw
+from palpate.inference.propagation import SliceMask, Track, propagate
+from palpate.inference.runtimes import Runtime
+from palpate.inference.segmentation import Provenance, Segmentation, SegmentedObject
+from palpate.models.frame import CanvasPrompt
+from palpate.models.promptable import ImageEmbedding, PromptBatch, PromptKind
+from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target
+
+Overlap = Literal["last", "first", "score"]
+"""Who gets a voxel that several objects claim: the last given, the first, or the one of the highest predicted IoU."""
+
+Progress = Callable[[int, int], None]
+"""Called with slices done and slices in all (each object's slices count on their own)."""
+
+_PREVIEW_TILES = 6
+
+_KINDS: dict[type[Prompt], PromptKind] = {Box: "box", Points: "points", Scribble: "scribble", MaskPrompt: "mask"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """The image a session works on, ready to be encoded slice by slice."""
+
+    image: Image
+    intensity: Intensity
+    axis: int | None
+    slices: UInt8[np.ndarray, "..."]  # (slice, row, column) or (slice, row, column, 3)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.slices.shape[1], self.slices.shape[2]
+
+    @property
+    def depth(self) -> int:
+        return self.slices.shape[0]
+
+
+class Session:
+    """One model, one image at a time, many prompts; its memory is the image's embeddings.
+
+    `memory_bytes` bounds the embeddings held in main memory; more go to a temporary file.
+
+    >>> import palpate
+    >>> session = palpate.load("lite-medsam")                                    # doctest: +SKIP
+    >>> session.set_image(palpate.images.read("abdomen.nii.gz"))                 # doctest: +SKIP
+    >>> session.predict(palpate.Box(92, 110, 301, 330, z=41)).save("liver.nii.gz")   # doctest: +SKIP
+    """
+
+    def __init__(self, runtime: Runtime, *, memory_bytes: int = 2**30) -> None:
+        self.runtime = runtime
+        self._embeddings = EmbeddingStore(memory_bytes=memory_bytes)
+        self._scene: _Scene | None = None
+
+    def set_image(
+        self,
+        image: Image,
+        *,
+        modality: str | None = None,
+        intensity: Intensity | str | None = None,
+        axis: str | None = None,
+    ) -> None:
+        """Choose the image to segment. A picture is encoded now, a volume slice by slice when prompted.
+
+        - `modality` overrides what the file says: CT, MR, US, PET, XR, photo.
+        - `intensity` overrides how values become 0..255: a rule of `palpate.images.intensity` or its name.
+        - `axis` is the axis to cut a volume along (z, y, x, axial, coronal, sagittal); without it, the axis of
+          acquisition. Prompts are in pixels of such a slice.
+
+        Raises:
+            ImageError: nothing to see in it.
+            SettingError: a modality, rule or axis that does not exist.
+        """
+        image = with_modality(image, modality)
+        if isinstance(intensity, str):
+            intensity = parse_intensity(intensity)
+        intensity = intensity or intensity_for(image)
+        if not image.is_volume and axis is not None:
+            raise SettingError(f"a picture has one slice, so there is no axis {axis!r} to cut it along; leave it out")
+        slice_axis = slicing_axis(image, axis) if image.is_volume else None
+        seen = to_uint8(image, intensity)
+        slices = seen[None] if slice_axis is None else slice_first(seen, slice_axis)
+        self._scene = _Scene(image, intensity, slice_axis, slices)
+        if len(slices) == 1:
+            self._embedding(0)
+
+    def predict(
+        self,
+        *prompts: Prompt,
+        z_range: tuple[int, int] | None = None,
+        until_end: bool = False,
+        progress: Progress | None = None,
+    ) -> Segmentation:
+        """Segment one object from all the prompts given for it.
+
+        In a volume the prompts name their slice (`z`), and `z_range` says how far to carry the mask, both ends
+        included; see `predict_all` for `until_end`.
+
+        Raises:
+            PromptError: a prompt that makes no sense on this image.
+            UnsupportedPrompt: the model does not take a prompt of this kind.
+        """
+        return self.predict_all([Target(prompts, z_range=z_range)], until_end=until_end, progress=progress)
+
+    def predict_all(
+        self,
+        targets: Sequence[Target],
+        *,
+        overlap: Overlap = "last",
+        until_end: bool = False,
+        progress: Progress | None = None,
+    ) -> Segmentation:
+        """Segment several objects, decoding all prompts of a slice as one batch.
+
+        With `until_end`, an object stops where it seems to end (see `palpate.inference.propagation`), and targets
+        without a slice range go through the whole volume.
+
+        Raises:
+            PromptError: a prompt that makes no sense on this image, or more labels than a 16-bit map holds.
+            UnsupportedPrompt: the model does not take a prompt of this kind.
+            SettingError: an overlap policy that does not exist.
+        """
+        scene = self._ready()
+        if overlap not in get_args(Overlap):
+            raise SettingError(f"there is no overlap policy {overlap!r}; choose {', '.join(get_args(Overlap))}")
+        if not targets:
+            raise PromptError("nothing to segment: give at least one box, point, scribble or mask")
+        if max(target.label for target in targets) > np.iinfo(np.uint16).max:
+            raise PromptError("labels above 65535 do not fit a 16-bit label map; number the objects from 1")
+        notes: dict[str, None] = {}  # ordered, each once
+        targets = [self._placed(target, scene, notes) for target in targets]
+        tracks = [self._track(target, scene, until_end=until_end) for target in targets]
+        total, done = sum(map(len, tracks)), 0
+        for settled in propagate(tracks, self.runtime.frame, self._decode, until_end=until_end):
+            done += settled
+            if progress is not None:
+                progress(done, total)
+        labels = _painted(targets, tracks, scene, overlap)
+        return Segmentation(
+            labels=labels if scene.axis is None else np.ascontiguousarray(slice_back(labels, scene.axis)),
+            objects=_objects(targets, tracks, labels, scene),
+            geometry=scene.image.geometry,
+            provenance=self._provenance(scene, overlap, until_end=until_end),
+            notes=tuple(notes),
+        )
+
+    def preview(self, segmentation: Segmentation) -> Picture.Image:
+        """A picture of the image, the prompts and the outlines: the prompted slice, or six slices of a range.
+
+        The segmentation must come from the image that is set now.
+
+        Raises:
+            PromptError: it does not, or no image is set.
+        """
+        scene = self._ready()
+        if segmentation.geometry.shape != scene.image.shape:
+            raise PromptError("this segmentation is of another image; set that image again to draw it")
+        labels = segmentation.labels[None] if scene.axis is None else slice_first(segmentation.labels, scene.axis)
+        targets = [item.target for item in segmentation.objects]
+        tiles = [_tile(z, scene, labels[z], targets) for z in _shown_slices(segmentation)]
+        provenance = segmentation.provenance
+        legend = [
+            LegendLine(item.label, f"{item.name or f'label {item.label}'}: predicted IoU {item.predicted_iou:.2f}")
+            for item in segmentation.objects
+        ]
+        return draw(tiles, legend, caption=f"{provenance.modality}, {provenance.intensity}; {provenance.model}")
+
+    def _ready(self) -> _Scene:
+        if self._scene is None:
+            raise PromptError("no image is set; call set_image(image) before predict(...)")
+        return self._scene
+
+    def _placed(self, target: Target, scene: _Scene, notes: dict[str, None]) -> Target:
+        """The target with every prompt on an existing slice and inside it."""
+        z, z_range = target.z, target.z_range
+        if scene.axis is None:
+            if z not in (None, 0) or z_range not in (None, (0, 0)):
+                raise PromptError("this image is a picture, not a volume; leave the slice and the slice range out")
+            z, z_range = None, None
+        else:
+            if z is None and scene.depth == 1:
+                z = 0
+            if z is None:
+                raise PromptError(
+                    f"this is a volume of {scene.depth} slices; say which slice the prompt was drawn on "
+                    "(--slice K, in Python z=K) or give a slice range (--z FIRST LAST)"
+                )
+            for number in (z, *(z_range or ())):
+                if number >= scene.depth:
+                    raise PromptError(f"slice {number} does not exist; this volume has slices 0..{scene.depth - 1}")
+            if z_range is not None and not z_range[0] <= z <= z_range[1]:
+                raise PromptError(f"the prompted slice {z} lies outside the slice range {z_range[0]}..{z_range[1]}")
+        placed: list[Prompt] = []
+        for prompt in target.prompts:
+            self._check_supported(prompt, notes)
+            inside = prompt.inside(scene.shape)
+            if isinstance(prompt, Box) and inside != prompt:
+                notes[f"the box {prompt} reached over the border and was cut to {inside}"] = None
+            placed.append(replace(inside, z=z) if not isinstance(inside, Points) else _on_slice(inside, z))
+        return replace(target, prompts=tuple(placed), z_range=z_range)
+
+    def _check_supported(self, prompt: Prompt, notes: dict[str, None]) -> None:
+        kind, support = _KINDS[type(prompt)], self.runtime.prompts
+        if kind in support.trained:
+            return
+        if kind not in support.accepted:
+            raise UnsupportedPrompt(
+                f"{self.runtime.model} does not take a {kind} prompt; it takes {', '.join(support.trained)}"
+            )
+        notes[
+            f"{self.runtime.model} was trained with {', '.join(support.trained)} prompts only; a {kind} prompt works "
+            "less well, so look at the mask, or add a box"
+        ] = None
+
+    def _track(self, target: Target, scene: _Scene, *, until_end: bool) -> Track:
+        start = target.z or 0
+        whole = (0, scene.depth - 1) if until_end else (start, start)
+        first, last = target.z_range or whole
+        return Track(self.runtime.frame.prompts(target.prompts, scene.shape), start, first, last)
+
+    def _embedding(self, z: int) -> ImageEmbedding:
+        scene = self._ready()
+        canvas = self.runtime.frame.canvas(scene.slices[z])
+        key = embedding_key(canvas, model=self.runtime.model, weights_hash=self.runtime.weights_hash)
+        embedding = self._embeddings.get(key)
+        if embedding is None:
+            embedding = self.runtime.encode(canvas[None])
+            self._embeddings.put(key, embedding)
+        return embedding
+
+    def _decode(self, z: int, prompts: Sequence[CanvasPrompt]) -> list[SliceMask]:
+        scene = self._ready()
+        embedding = self._embedding(z)
+        masks: dict[int, SliceMask] = {}
+        for members in _alike(prompts):
+            batch = _batch([prompts[i] for i in members])
+            prediction = self.runtime.decode(embedding, batch)
+            for i, logits, iou in zip(members, prediction.logits, prediction.predicted_iou, strict=True):
+                mask = self.runtime.frame.image(logits[0], scene.shape) > 0
+                masks[i] = SliceMask.of(mask, float(iou[0]))
+        return [masks[i] for i in range(len(prompts))]
+
+    def _provenance(self, scene: _Scene, overlap: str, *, until_end: bool) -> Provenance:
+        return Provenance(
+            model=self.runtime.model,
+            weights_hash=self.runtime.weights_hash,
+            runtime=self.runtime.describe(),
+            modality=scene.image.modality,
+            modality_origin=scene.image.modality_origin,
+            intensity=str(scene.intensity),
+            axis=scene.axis,
+            overlap=overlap,
+            until_end=until_end,
+            palpate_version=version("palpate"),
+        )
+
+
+def load(model: str = "lite-medsam", *, device: str = "auto", weights: str | Path | None = None) -> Session:
+    """A session on a model of the catalogue (`palpate models` lists them).
+
+    `device` is auto, cpu, cuda, cuda:N or mps. `weights` takes a checkpoint file of your own instead of the known one.
+
+    Raises:
+        UnknownModel: no model of that name.
+        WeightsError: the weights are missing, changed or of another model; the message says which command gets them.
+        SettingError: a device that does not exist here.
+    """
+    # torch takes seconds to import; `import palpate` must not.
+    from palpate.inference.runtimes.torch import TorchRuntime, choose_device
+    from palpate.models import catalogue
+
+    card = catalogue.card(model)
+    chosen = choose_device(device)
+    network, weights_hash = catalogue.load(card, weights=None if weights is None else Path(weights), device=chosen)
+    return Session(TorchRuntime(network, card.name, weights_hash, card.prompts, chosen))
+
+
+def _shown_slices(segmentation: Segmentation) -> list[int]:
+    """The prompted slices, filled up to six from the range that was segmented."""
+    prompted = sorted({item.target.z or 0 for item in segmentation.objects})
+    ranges = [item.slices for item in segmentation.objects if item.slices]
+    if len(prompted) == 1 and not any(first != last for first, last in ranges):
+        return prompted
+    first = min([low for low, _ in ranges] + prompted)
+    last = max([high for _, high in ranges] + prompted)
+    spread = np.linspace(first, last, min(_PREVIEW_TILES, last - first + 1)).round().astype(int).tolist()
+    # The prompted slices are the ones to look at first; they take the place of their nearest neighbours.
+    for z in prompted[:_PREVIEW_TILES]:
+        if z not in spread:
+            spread[int(np.argmin([abs(z - other) if other not in prompted else np.inf for other in spread]))] = z
+    return sorted(spread)
+
+
+def _tile(z: int, scene: _Scene, labels: np.ndarray, targets: Sequence[Target]) -> Tile:
+    here = [target for target in targets if (target.z or 0) == z]
+    if scene.axis is None:
+        return Tile(scene.slices[z], labels, here, "", (1.0, 1.0), None)
+    sizes = list(scene.image.geometry.spacing[::-1])
+    del sizes[scene.axis]
+    return Tile(
+        scene.slices[z],
+        labels,
+        here,
+        f"{slice_name(scene.image, scene.axis)} {z}",
+        (sizes[0], sizes[1]),
+        slice_letters(scene.image, scene.axis),
+    )
+
+
+def _on_slice(points: Points, z: int | None) -> Points:
+    return Points(points.coordinates, points.labels, z=z)
+
+
+def _alike(prompts: Sequence[CanvasPrompt]) -> list[list[int]]:
+    """Indices of prompts that can share a batch: the same parts, and as many points."""
+    groups: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        points = 0 if prompt.points is None else len(prompt.points)
+        groups[prompt.box is not None, points, prompt.mask is not None].append(i)
+    return list(groups.values())
+
+
+def _batch(prompts: Sequence[CanvasPrompt]) -> PromptBatch:
+    def stacked(name: str) -> np.ndarray | None:
+        parts = [getattr(prompt, name) for prompt in prompts]
+        return None if parts[0] is None else np.stack(parts)
+
+    return PromptBatch(
+        image_index=np.zeros(len(prompts), dtype=np.int64),
+        boxes=stacked("box"),
+        points=stacked("points"),
+        point_labels=stacked("point_labels"),
+        masks=stacked("mask"),
+    )
+
+
+def _score(track: Track) -> float:
+    found = [mask.predicted_iou for mask in track.masks.values() if mask.area]
+    return float(np.mean(found)) if found else 0.0
+
+
+def _painted(targets: Sequence[Target], tracks: Sequence[Track], scene: _Scene, overlap: Overlap) -> np.ndarray:
+    """The label map, slices first for a volume."""
+    top = max(target.label for target in targets)
+    labels = np.zeros((scene.depth, *scene.shape), dtype=np.uint8 if top <= 255 else np.uint16)
+    # Later paint covers earlier paint, so each policy is an order.
+    order = list(range(len(tracks)))
+    if overlap == "first":
+        order.reverse()
+    elif overlap == "score":
+        order.sort(key=lambda i: _score(tracks[i]))
+    for i in order:
+        for z, mask in tracks[i].masks.items():
+            labels[z][mask.window][mask.inside] = targets[i].label
+    return labels if scene.axis is not None else labels[0]
+
+
+def _objects(
+    targets: Sequence[Target], tracks: Sequence[Track], labels: np.ndarray, scene: _Scene
+) -> tuple[SegmentedObject, ...]:
+    counts = np.bincount(labels.ravel())
+    x, y, z = scene.image.geometry.spacing
+    knows_mm = scene.axis is not None or (
+        scene.image.source is not None and scene.image.source.format not in ("raster", "npz")
+    )
+    results: list[SegmentedObject] = []
+    for target, track in zip(targets, tracks, strict=True):
+        voxels = int(counts[target.label]) if target.label < len(counts) else 0
+        found = [number for number, mask in track.masks.items() if mask.area]
+        results.append(
+            SegmentedObject(
+                label=target.label,
+                name=target.name,
+                predicted_iou=_score(track),
+                voxels=voxels,
+                volume_ml=voxels * x * y * z / 1000 if knows_mm and scene.axis is not None else None,
+                slices=(min(found), max(found)) if found and scene.axis is not None else None,
+                target=target,
+            )
+        )
+    return tuple(results)
