@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -138,7 +138,7 @@ def check_writable(path: str | Path, *, overwrite: bool, kinds: Mapping[str, str
 
 
 @contextmanager
-def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def replacing(path: Path, *, overwrite: bool) -> Generator[Path, None, None]:
     """A temporary file beside `path` that takes its place when the block ends well, and vanishes when not.
 
     It keeps the suffix, because many writers choose the format by it.
@@ -204,6 +204,6 @@ def _looks_like_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _module(name: str):  # noqa: ANN202 - one of the modules beside this file
+def _module(name: str):  # one of the modules beside this file
     # Imported when needed: nibabel, highdicom and the others take longer to import than most files to read.
     return import_module(f"palpate.images.formats.{name}")
