@@ -237,6 +237,10 @@ def _read(path: Path) -> object:
             raise WeightsError(f"{path} is cut short, damaged or no safetensors file ({error})") from error
     with path.open("rb") as file:
         start = file.read(2)
+    if start != b"PK" and start[:1] != b"\x80":  # neither a zip nor a pickle
+        raise WeightsError(f"{path} is neither a safetensors file nor a PyTorch checkpoint")
+    if start == b"PK" and not zipfile.is_zipfile(path):
+        raise WeightsError(f"{path} is cut short ({path.stat().st_size:,} bytes are there); copy or download it again")
     try:
         with warnings.catch_warnings():
             # torch warns of unusual pickles before it refuses them; the refusal below says it better.
@@ -251,13 +255,9 @@ def _read(path: Path) -> object:
         ) from error
     # torch has no exception of its own for damage; which of these comes depends on where the file breaks off.
     except (RuntimeError, EOFError, LookupError, ValueError) as error:
-        if start == b"PK" and not zipfile.is_zipfile(path):
-            raise WeightsError(
-                f"{path} is cut short ({path.stat().st_size:,} bytes are there); copy or download it again"
-            ) from error
-        if start in (b"PK", b"\x80\x02"):
-            raise WeightsError(f"{path} is damaged, or no PyTorch checkpoint; copy or download it again") from error
-        raise WeightsError(f"{path} is neither a safetensors file nor a PyTorch checkpoint") from error
+        raise WeightsError(
+            f"{path} is cut short, damaged or no PyTorch checkpoint; copy or download it again"
+        ) from error
 
 
 def _foreign_names(path: Path) -> list[str]:

