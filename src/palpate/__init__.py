@@ -10,12 +10,16 @@
 Everything public is in `__all__`, and in the rooms beside it: `palpate.images`, `palpate.metrics`, `palpate.prompts`.
 """
 
-from palpate import errors, images, metrics, prompts
-from palpate.errors import PalpateError
-from palpate.images import Image
-from palpate.inference.segmentation import Segmentation
-from palpate.inference.session import Session, load
-from palpate.prompts import Box, MaskPrompt, Points, Scribble, Target
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from palpate import errors, images, metrics, prompts
+    from palpate.errors import PalpateError
+    from palpate.images.image import Image
+    from palpate.inference.segmentation import Segmentation
+    from palpate.inference.session import Session, load
+    from palpate.prompts.types import Box, MaskPrompt, Points, Scribble, Target
 
 __all__ = [
     "Box",
@@ -33,3 +37,32 @@ __all__ = [
     "metrics",
     "prompts",
 ]
+
+# Names are looked up when first used: `import palpate` costs nothing, and `palpate --help` need not wait for NumPy.
+_HOME = {
+    "Box": "prompts.types",
+    "Image": "images.image",
+    "MaskPrompt": "prompts.types",
+    "PalpateError": "errors",
+    "Points": "prompts.types",
+    "Scribble": "prompts.types",
+    "Segmentation": "inference.segmentation",
+    "Session": "inference.session",
+    "Target": "prompts.types",
+    "load": "inference.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"palpate.{_HOME[name]}"), name)
+    elif name in __all__:
+        value = import_module(f"palpate.{name}")
+    else:
+        raise AttributeError(f"module 'palpate' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

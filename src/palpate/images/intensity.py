@@ -80,15 +80,16 @@ _RASTERS = ("raster", "npz")
 def intensity_for(image: Image) -> Intensity:
     """The rule for an image of this modality; `palpate info` states it, `--window` overrides it.
 
-    CT takes the soft-tissue window. MR, US and PET take percentiles. Pictures and 8-bit rasters stay as they are, and
-    deeper ones are stretched. Greys of unknown kind are treated like MR, unless they come from a picture file.
+    CT takes the soft-tissue window. MR, US and PET take percentiles. 8-bit pictures stay as they are, whatever they
+    show, because somebody has chosen their display values; deeper pictures are stretched. Greys of unknown kind are
+    treated like MR, unless they come from a picture file.
     """
+    picture = image.source is not None and image.source.format in _RASTERS
+    if image.array.dtype == np.uint8 and (picture or image.colour or image.modality == "CT"):
+        return AsIs()  # Hounsfield units do not fit 8 bits, so 8-bit CT was windowed before
     if image.modality == "CT":
         return WINDOWS["soft-tissue"]
-    display = image.modality in ("photo", "XR") or (
-        image.modality == "unknown"
-        and (image.source is None or image.source.format in _RASTERS or image.colour)
-    )
+    display = image.modality in ("photo", "XR") or (image.modality == "unknown" and (picture or image.source is None))
     if display or image.colour:
         return AsIs() if image.array.dtype == np.uint8 else MinMax()
     return Percentiles()
@@ -131,9 +132,7 @@ def to_uint8(image: Image, intensity: Intensity) -> UInt8[np.ndarray, "..."]:
     """
     array = image.array
     if array.min() == array.max():
-        raise ImageError(
-            f"all pixels have the value {array.flat[0]:g}; a constant image shows nothing to segment"
-        )
+        raise ImageError(f"all pixels have the value {array.flat[0]:g}; a constant image shows nothing to segment")
     if isinstance(intensity, AsIs):
         if array.dtype != np.uint8:
             raise ImageError(f"values of type {array.dtype} cannot be taken as 8-bit; use --window min-max")

@@ -101,7 +101,7 @@ def _draw_tile(tile: Tile, side: int) -> Picture.Image:
     for label in np.unique(tile.labels[tile.labels > 0]):
         # Nearest enlargement keeps the outline on the true edges of the mask's pixels.
         inside = _enlarged(tile.labels == label, size)
-        edge = inside & ~binary_erosion(inside, iterations=2, border_value=1)
+        edge = inside ^ np.asarray(binary_erosion(inside, iterations=2, border_value=1))
         colour = np.array(colour_of(int(label)), dtype=np.float32)
         shown[inside] = (1 - _TINT) * shown[inside] + _TINT * colour
         shown[edge] = colour
@@ -146,7 +146,7 @@ def _dotted(
     y_scale: float,
 ) -> None:
     """A stroke or the edge of a first guess as small dots, which leave the anatomy visible."""
-    edge = stroke & ~binary_erosion(stroke)
+    edge = stroke ^ np.asarray(binary_erosion(stroke))
     for y, x in np.argwhere(edge):
         centre_x, centre_y = (x + 0.5) * x_scale, (y + 0.5) * y_scale
         pen.ellipse((centre_x - 1, centre_y - 1, centre_x + 1, centre_y + 1), fill=colour)

@@ -288,11 +288,12 @@ def load(model: str = "lite-medsam", *, device: str = "auto", weights: str | Pat
     # torch takes seconds to import; `import palpate` must not.
     from palpate.inference.runtimes.torch import TorchRuntime, choose_device
     from palpate.models import catalogue
+    from palpate.models import weights as checkpoints
 
     card = catalogue.card(model)
     chosen = choose_device(device)
-    network, weights_hash = catalogue.load(card, weights=None if weights is None else Path(weights), device=chosen)
-    return Session(TorchRuntime(network, card.name, weights_hash, card.prompts, chosen))
+    loaded = checkpoints.load(card, weights=None if weights is None else Path(weights), device=chosen)
+    return Session(TorchRuntime(loaded.model, card.name, loaded.weights_hash, card.prompts, chosen))
 
 
 def _shown_slices(segmentation: Segmentation) -> list[int]:

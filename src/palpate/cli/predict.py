@@ -1,0 +1,246 @@
+"""`palpate predict IMAGE`: prompts in, a mask on the image's grid out."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from palpate.cli.terminal import reporting_errors, say, say_json
+from palpate.errors import PromptError
+
+if TYPE_CHECKING:
+    from palpate.images import Image
+    from palpate.inference.segmentation import Segmentation
+    from palpate.inference.session import Progress, Session
+    from palpate.prompts import Prompt, Target
+
+_PREVIEW_KINDS = {".png": "raster", ".jpg": "raster", ".jpeg": "raster"}
+
+
+def predict(
+    image: Annotated[Path, typer.Argument(help="An image file, a DICOM file or a folder of DICOM files.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="The mask: .nii.gz, .nrrd, .seg.nrrd, .png, .npz, .mha or .dcm (DICOM SEG)."
+        ),
+    ] = None,
+    box: Annotated[
+        tuple[float, float, float, float] | None,
+        typer.Option(metavar="X0 Y0 X1 Y1", help="First and last column and row inside the object's box."),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X Y[:-]", help="A click on the object; with :- after it, beside it. Repeatable."),
+    ] = None,
+    scribble: Annotated[
+        Path | None, typer.Option(help="A picture of strokes: 2 beside the object, any other value on it.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="A first guess at the object, not zero inside.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A JSON file with several objects; see docs/reference/prompts.md.")
+    ] = None,
+    slice_number: Annotated[
+        int | None, typer.Option("--slice", metavar="K", help="The slice that the prompt was drawn on, from 0.")
+    ] = None,
+    z: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="Z0 Z1", help="Carry the object from slice Z0 to Z1, both included."),
+    ] = None,
+    until_end: Annotated[
+        bool, typer.Option("--until-end", help="Stop where the object ends; without --z, look in the whole volume.")
+    ] = False,
+    axis: Annotated[
+        str | None,
+        typer.Option(help="Slice along z, y, x, axial, coronal or sagittal (default: the axis of acquisition)."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="The object's name, written where the format can hold it.")] = "",
+    overlap: Annotated[str, typer.Option(help="Who gets a voxel claimed twice: last, first or score.")] = "last",
+    model: Annotated[str, typer.Option(help="A name from `palpate models`.")] = "lite-medsam",
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    modality: Annotated[str | None, typer.Option(help="Say what it is: CT, MR, US, PET, XR, photo.")] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="A CT window's name, LEVEL/WIDTH, LOW..HIGH, percentiles, min-max or as-is."),
+    ] = None,
+    series: Annotated[str | None, typer.Option(help="Which DICOM series: its UID, number or description.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="A picture of image, prompt and outline (.png, .jpg).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: what was made, from what, by what.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+) -> None:
+    """Segment what you point at. Coordinates are pixels: X counts columns, Y counts rows, from 0.
+
+    A picture:     palpate predict polyp.png --box 90 60 210 170 -o mask.png --preview look.png
+
+    One slice:     palpate predict ct.nii.gz --slice 41 --box 92 110 301 330 -o liver.nii.gz
+
+    A volume:      palpate predict ct.nii.gz --slice 41 --box 92 110 301 330 --z 20 63 -o liver.nii.gz
+
+    Many objects:  palpate predict series/ --prompts organs.json -o organs.seg.nrrd
+    """
+    with reporting_errors(as_json=as_json):
+        if output is None and preview is None and not as_json:
+            raise PromptError("say where the result goes: -o mask.nii.gz, --preview look.png or --json")
+        _check_outputs(output, preview, overwrite=overwrite)
+        # Everything wrong with the words is said before torch is loaded, which takes seconds.
+        from palpate.images import read
+
+        picture = read(image, series=series)
+        targets = _targets(image, picture, prompts, box, point, scribble, mask, slice_number, z, axis, name)
+
+        from palpate.inference.session import load
+
+        session = load(model, device=device, weights=weights)
+        session.set_image(picture, modality=modality, intensity=window, axis=axis)
+        with _progress(enabled=not as_json) as advance:
+            result = session.predict_all(
+                targets,
+                overlap=overlap,  # pyright: ignore[reportArgumentType] - checked there, with a message
+                until_end=until_end,
+                progress=advance,
+            )
+        _write(session, result, output, preview, overwrite=overwrite)
+        if as_json:
+            say_json({**result.record(), "output": _text(output), "preview": _text(preview)})
+        else:
+            say(_lines(result, output, preview))
+
+
+def parse_point(text: str) -> tuple[float, float, int]:
+    """`X Y` or `X Y:-` as x, y and the mark: 1 on the object, 0 beside it.
+
+    >>> parse_point("120 80.5:-")
+    (120.0, 80.5, 0)
+
+    Raises:
+        PromptError: anything else.
+    """
+    match = re.fullmatch(r"\s*(\S+)[\s,]+(\S+?)(:[+-])?\s*", text)
+    try:
+        if match is None:
+            raise ValueError
+        return float(match[1]), float(match[2]), 0 if match[3] == ":-" else 1
+    except ValueError:
+        raise PromptError(
+            f"cannot read the point {text!r}; write --point X Y, or --point X Y:- beside the object"
+        ) from None
+
+
+def _targets(
+    path: Path,
+    picture: Image,
+    prompts: Path | None,
+    box: tuple[float, float, float, float] | None,
+    point: list[str] | None,
+    scribble: Path | None,
+    mask: Path | None,
+    slice_number: int | None,
+    z: tuple[int, int] | None,
+    axis: str | None,
+    name: str,
+) -> list[Target]:
+    from palpate.prompts import Box, MaskPrompt, Points, Target
+    from palpate.prompts.file import read_mark, read_prompts, scribble_from
+
+    given: list[Prompt] = []
+    if box is not None:
+        given.append(Box(*box, z=slice_number))
+    if point:
+        parsed = [parse_point(text) for text in point]
+        given.append(Points([p[:2] for p in parsed], [p[2] for p in parsed], z=slice_number))
+    if scribble is not None:
+        given.append(scribble_from(read_mark(scribble, z=slice_number, axis=axis), z=slice_number))
+    if mask is not None:
+        given.append(MaskPrompt(read_mark(mask, z=slice_number, axis=axis) != 0, z=slice_number))
+    if prompts is not None:
+        if given or slice_number is not None or z is not None:
+            raise PromptError("--prompts says everything about the objects; leave --box, --point, --slice and --z out")
+        return read_prompts(prompts, axis=axis)
+    if given:
+        return [Target(tuple(given), name=name, z_range=z)]
+    if targets := _boxes_in_file(path, picture):
+        return targets
+    raise PromptError("nothing to segment: give --box, --point, --scribble, --mask or --prompts")
+
+
+def _boxes_in_file(path: Path, picture: Image) -> list[Target]:
+    """The boxes that a challenge npz file brings along: four numbers, or six with z."""
+    if picture.source is None or picture.source.format != "npz":
+        return []
+    from palpate.images.formats.npz import read_boxes
+    from palpate.prompts import Box, Target
+
+    targets: list[Target] = []
+    boxes = read_boxes(path)
+    for label, numbers in enumerate([] if boxes is None else boxes.tolist(), start=1):
+        if len(numbers) == 4:
+            targets.append(Target((Box(*numbers),), label=label))
+        else:
+            x_min, y_min, z_min, x_max, y_max, z_max = numbers
+            # As in the challenge's own script, a range may end one slice beyond the volume.
+            z_range = (max(int(z_min), 0), min(int(z_max), picture.shape[0] - 1))
+            middle = int((z_max - z_min) / 2 + z_min)
+            targets.append(Target((Box(x_min, y_min, x_max, y_max, z=middle),), label=label, z_range=z_range))
+    return targets
+
+
+def _check_outputs(output: Path | None, preview: Path | None, *, overwrite: bool) -> None:
+    from palpate.images.formats import check_writable
+
+    if output is not None:
+        check_writable(output, overwrite=overwrite)
+    if preview is not None:
+        check_writable(preview, overwrite=overwrite, kinds=_PREVIEW_KINDS)
+
+
+def _write(
+    session: Session, result: Segmentation, output: Path | None, preview: Path | None, *, overwrite: bool
+) -> None:
+    from palpate.images.formats import replacing
+
+    if output is not None:
+        result.save(output, overwrite=overwrite)
+    if preview is not None:
+        with replacing(preview, overwrite=overwrite) as temporary:
+            session.preview(result).save(temporary, format="PNG" if preview.suffix.lower() == ".png" else "JPEG")
+
+
+def _lines(result: Segmentation, output: Path | None, preview: Path | None) -> list[tuple[str, str]]:
+    made = result.provenance
+    lines = [
+        ("image", f"{made.modality} ({made.modality_origin}), {made.intensity}"),
+        ("model", f"{made.model} (weights {made.weights_hash[:12]}), {made.runtime}"),
+    ]
+    for item in result.objects:
+        size = f"{item.voxels} pixels" if item.volume_ml is None else f"{item.voxels} voxels ({item.volume_ml:.2f} ml)"
+        where = f", slices {item.slices[0]}..{item.slices[1]}" if item.slices else ""
+        lines.append((item.name or f"label {item.label}", f"{size}{where}, predicted IoU {item.predicted_iou:.2f}"))
+    lines += [("note", note) for note in result.notes]
+    lines += [("wrote", str(path)) for path in (output, preview) if path is not None]
+    return lines
+
+
+@contextmanager
+def _progress(*, enabled: bool) -> Generator[Progress | None]:
+    """A bar on stderr while slices are worked through; none where nobody looks."""
+    if not enabled or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TextColumn("slices"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("segmenting", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
