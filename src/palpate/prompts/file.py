@@ -26,9 +26,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from palpate.errors import PromptError
+from palpate.errors import InputError, PromptError
 from palpate.images import read
 from palpate.images.slices import slice_first, slicing_axis
 from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target
@@ -48,6 +48,13 @@ class RunLengths(BaseModel):
     counts: list[Annotated[int, Field(ge=0)]]
 
 
+# The kind is settled before the content is checked, so that a mistake is told about the kind that was meant.
+_Mark = Annotated[
+    Annotated[str, Tag("<file>")] | Annotated[RunLengths, Tag("<run lengths>")],
+    Discriminator(lambda mark: "<file>" if isinstance(mark, str) else "<run lengths>"),
+]
+
+
 class _Object(BaseModel):
     model_config = ConfigDict(extra="forbid")
     label: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -55,8 +62,8 @@ class _Object(BaseModel):
     box: _Box | None = None
     boxes: list[_Box] | None = None
     points: list[_Point] | None = None
-    scribble: str | RunLengths | None = None
-    mask: str | RunLengths | None = None
+    scribble: _Mark | None = None
+    mask: _Mark | None = None
     slice: _Slice | None = None
     z: tuple[_Slice, _Slice] | None = None
 
@@ -75,10 +82,10 @@ def read_prompts(path: str | Path, *, axis: str | None = None) -> list[Target]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors start files with a mark
     except OSError as error:
         raise PromptError(f"cannot read the prompts file {path}: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or lists in lists without end
         raise PromptError(f"{path} is not JSON: {error}") from error
     try:
         objects = _File.model_validate(content).objects
@@ -88,7 +95,7 @@ def read_prompts(path: str | Path, *, axis: str | None = None) -> list[Target]:
     for number, item in enumerate(objects):
         try:
             targets += _targets(item, label=item.label or number + 1, folder=path.parent, axis=axis)
-        except PromptError as error:
+        except InputError as error:
             raise PromptError(f"{path}: objects[{number}]: {error}") from None
     return targets
 
@@ -170,7 +177,7 @@ def _targets(item: _Object, *, label: int, folder: Path, axis: str | None) -> li
     boxes = ([item.box] if item.box is not None else []) + (item.boxes or [])
     others: list[Prompt] = []
     if item.points:
-        marks = [int(point[2]) if len(point) == 3 else 1 for point in item.points]
+        marks = [point[2] if len(point) == 3 else 1 for point in item.points]
         others.append(Points([point[:2] for point in item.points], marks, z=item.slice))
     if item.scribble is not None:
         others.append(scribble_from(_mark(item.scribble, folder, item.slice, axis), z=item.slice))
@@ -194,6 +201,8 @@ def _box_target(numbers: list[float], others: tuple[Prompt, ...], item: _Object,
     x_min, y_min, z_min, x_max, y_max, z_max = numbers
     if item.z is not None:
         raise PromptError("the slice range is said twice, by six numbers in the box and by z; leave one out")
+    if z_min % 1 or z_max % 1:
+        raise PromptError(f"slices are whole numbers; this box goes from {z_min:g} to {z_max:g}")
     z_range = (int(z_min), int(z_max))
     return Target(
         (Box(x_min, y_min, x_max, y_max, z=item.slice), *others), label=label, name=item.name, z_range=z_range
@@ -211,8 +220,13 @@ def _told(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ""
     for step in first["loc"]:
-        place += f"[{step}]" if isinstance(step, int) else f".{step}"
+        if isinstance(step, int):
+            place += f"[{step}]"
+        elif not step.startswith("<"):  # the kind of a mark is no part of the file
+            place += f".{step}"
     others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     what = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "model_type":
+        what = "an object in braces is needed"
     came = "" if first["type"] == "missing" else f"; it is {json.dumps(first['input'], default=str)[:80]}"
     return f"{place.lstrip('.') or 'the file'}: {what}{came}{others}"

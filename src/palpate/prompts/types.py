@@ -94,7 +94,7 @@ class Points:
     z: int | None = None
 
     def __init__(
-        self, coordinates: Iterable[Sequence[float]], labels: Iterable[int] = (), z: int | None = None
+        self, coordinates: Iterable[Sequence[float]], labels: Iterable[float] = (), z: int | None = None
     ) -> None:
         pairs = tuple(tuple(float(value) for value in pair) for pair in coordinates)
         if not pairs:
@@ -103,14 +103,14 @@ class Points:
             if len(pair) != 2:
                 raise PromptError(f"a point is a pair (x, y); {pair} has {len(pair)} numbers")
             _require_finite(pair, what="a point")
-        marks = tuple(int(label) for label in labels) or (1,) * len(pairs)
+        marks = tuple(labels) or (1,) * len(pairs)
         if len(marks) != len(pairs):
             raise PromptError(f"{len(pairs)} points came with {len(marks)} labels; give one label a point")
         if set(marks) - {0, 1}:
             raise PromptError(f"point labels are 1 (on the object) or 0 (beside it), not {sorted(set(marks) - {0, 1})}")
         _require_slice_number(z)
         object.__setattr__(self, "coordinates", pairs)
-        object.__setattr__(self, "labels", marks)
+        object.__setattr__(self, "labels", tuple(int(mark) for mark in marks))
         object.__setattr__(self, "z", z)
 
     def inside(self, shape: tuple[int, int]) -> Self:
@@ -237,6 +237,8 @@ class Target:
             )
         if self.z_range is not None and self.z_range[1] < self.z_range[0]:
             raise PromptError(f"the slice range {self.z_range} is inverted; give the first and the last slice")
+        for number in self.z_range or ():
+            _require_slice_number(number)
 
     @property
     def z(self) -> int | None:
