@@ -8,7 +8,9 @@ no slice is encoded twice.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -35,7 +37,7 @@ class EmbeddingStore:
         self._memory_bytes = memory_bytes
         self._held: OrderedDict[str, ImageEmbedding] = OrderedDict()
         self._spilled: dict[str, list[Path]] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def __contains__(self, key: str) -> bool:
         return key in self._held or key in self._spilled
@@ -65,15 +67,17 @@ class EmbeddingStore:
         self._held.clear()
         self._spilled.clear()
         if self._folder is not None:
-            self._folder.cleanup()
+            shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
     def _spill(self, key: str, embedding: ImageEmbedding) -> None:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="palpate-embeddings-")
+            self._folder = Path(tempfile.mkdtemp(prefix="palpate-embeddings-"))
+            # Also when the interpreter ends; TemporaryDirectory would call that a forgotten resource.
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         paths: list[Path] = []
         for number, array in enumerate((embedding.features, *embedding.levels)):
-            path = Path(self._folder.name) / f"{key}-{number}.npy"
+            path = self._folder / f"{key}-{number}.npy"
             np.save(path, array, allow_pickle=False)
             paths.append(path)
         self._spilled[key] = paths

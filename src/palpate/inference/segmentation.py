@@ -124,7 +124,9 @@ class Segmentation:
     def _only_slice(self) -> np.ndarray:
         axis = self.provenance.axis or 0
         touched = {item.target.z if item.target.z is not None else 0 for item in self.objects}
-        if len(touched) > 1 or any(item.target.z_range for item in self.objects):
+        for item in self.objects:
+            touched |= {*(item.target.z_range or ()), *(item.slices or ())}
+        if len(touched) > 1:
             raise OutputError(
                 "a PNG holds one slice, and this segmentation covers several; write .nii.gz, .nrrd or .npz instead"
             )
