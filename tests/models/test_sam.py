@@ -235,6 +235,51 @@ def test_positions_keep_full_precision_under_autocast(decoder: SamPromptDecoder)
     assert torch.equal(exact, captured[0])
 
 
+def test_two_way_blocks_have_the_epsilon_sam_was_trained_with(decoder: SamPromptDecoder) -> None:
+    epsilons = {
+        name: module.eps
+        for name, module in decoder.mask_decoder.transformer.named_modules()
+        if isinstance(module, torch.nn.LayerNorm)
+    }
+    assert len(epsilons) == 2 * 4 + 1
+    assert set(epsilons.values()) == {1e-5}
+    assert decoder.mask_decoder.upscale_layer_norm.eps == 1e-6
+
+
+def test_the_attention_is_chosen_so_that_transformers_does_not_warn(decoder: SamPromptDecoder) -> None:
+    assert decoder.mask_decoder.config._attn_implementation == "sdpa"
+
+
+def test_two_way_blocks_have_the_epsilon_sam_was_trained_with(decoder: SamPromptDecoder) -> None:
+    epsilons = {
+        name: module.eps
+        for name, module in decoder.mask_decoder.transformer.named_modules()
+        if isinstance(module, torch.nn.LayerNorm)
+    }
+    assert len(epsilons) == 2 * 4 + 1
+    assert set(epsilons.values()) == {1e-5}
+    assert decoder.mask_decoder.upscale_layer_norm.eps == 1e-6
+
+
+def test_the_attention_is_chosen_so_that_transformers_does_not_warn(decoder: SamPromptDecoder) -> None:
+    assert decoder.mask_decoder.config._attn_implementation == "sdpa"
+
+
+def test_two_way_blocks_have_the_epsilon_sam_was_trained_with(decoder: SamPromptDecoder) -> None:
+    epsilons = {
+        name: module.eps
+        for name, module in decoder.mask_decoder.transformer.named_modules()
+        if isinstance(module, torch.nn.LayerNorm)
+    }
+    assert len(epsilons) == 2 * 4 + 1
+    assert set(epsilons.values()) == {1e-5}
+    assert decoder.mask_decoder.upscale_layer_norm.eps == 1e-6
+
+
+def test_the_attention_is_chosen_so_that_transformers_does_not_warn(decoder: SamPromptDecoder) -> None:
+    assert decoder.mask_decoder.config._attn_implementation == "sdpa"
+
+
 def test_nothing_trains_the_random_directions_of_positions(decoder: SamPromptDecoder) -> None:
     assert not [name for name, _ in decoder.named_parameters() if "positional_embedding" in name]
     assert "prompt_encoder.shared_embedding.positional_embedding" in decoder.state_dict()

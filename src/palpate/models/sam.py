@@ -63,13 +63,14 @@ class SamPromptDecoder(nn.Module):
         mask_config = SamMaskDecoderConfig(
             hidden_size=channels, num_attention_heads=heads, mlp_dim=mlp_channels, iou_head_hidden_dim=channels
         )
-        # As SamModel sets it; left alone, transformers logs a warning and falls back to a slower attention.
-        mask_config._attn_implementation = "sdpa"  # pyright: ignore[reportPrivateUsage]
         # Only the number of position features is read from the vision part; there is no vision encoder here.
         vision_config = SamVisionConfig(num_pos_feats=channels // 2)
         config = SamConfig(
             vision_config=vision_config, prompt_encoder_config=prompt_config, mask_decoder_config=mask_config
         )
+        # As SamModel sets it; left alone, transformers logs a warning and falls back to a slower attention.
+        # It must come after SamConfig, which resets it in its parts.
+        mask_config._attn_implementation = "sdpa"  # pyright: ignore[reportPrivateUsage]
         self.prompt_encoder = SamPromptEncoder(config)
         self.mask_decoder = SamMaskDecoder(mask_config)
 
