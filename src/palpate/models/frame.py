@@ -104,9 +104,7 @@ class Frame:
             mask=mask,
         )
 
-    def box_around(
-        self, mask: Bool[np.ndarray, "row column"], *, margin: int
-    ) -> Float32[np.ndarray, "4"] | None:
+    def box_around(self, mask: Bool[np.ndarray, "row column"], *, margin: int) -> Float32[np.ndarray, "4"] | None:
         """The tight box of a mask of image pixels, on the canvas, grown by `margin` canvas pixels; None if it is empty.
 
         It carries an object from one slice to the next (LiteMedSAM's 3D inference; margin 3 there).
@@ -116,9 +114,7 @@ class Frame:
         if not inside.any():
             return None
         ys, xs = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-        corners = np.array(
-            [xs[0] - margin, ys[0] - margin, xs[-1] + margin, ys[-1] + margin], dtype=np.float32
-        )
+        corners = np.array([xs[0] - margin, ys[0] - margin, xs[-1] + margin, ys[-1] + margin], dtype=np.float32)
         return corners.clip(0, self.size)
 
     def image(
@@ -139,9 +135,7 @@ class Frame:
         (x_min, y_min), (x_max, y_max) = self._points(((box.x_min, box.y_min), (box.x_max, box.y_max)), shape)
         return np.array([x_min, y_min, x_max, y_max], dtype=np.float32)
 
-    def _points(
-        self, coordinates: Sequence[tuple[float, float]], shape: tuple[int, int]
-    ) -> list[tuple[float, float]]:
+    def _points(self, coordinates: Sequence[tuple[float, float]], shape: tuple[int, int]) -> list[tuple[float, float]]:
         # Edges of the image map to edges of the content, so centres of pixels sit half a pixel inside both.
         rows, columns = self.content_shape(shape)
         y_scale, x_scale = rows / shape[0], columns / shape[1]
@@ -199,8 +193,10 @@ def _area_weights(size_in: int, size_out: int) -> Float32[np.ndarray, "size_out 
 @lru_cache(maxsize=32)
 def _area_enlarging_weights(size_in: int, size_out: int) -> Float32[np.ndarray, "size_out size_in"]:
     target = np.arange(size_out)
-    left = np.floor(target * (size_in / size_out)).astype(int)
-    right_share = (target + 1) - (left + 1) * (size_out / size_in)
+    # OpenCV's own roundings, which decide whole pixels where the edges of two pixels meet (246 -> 256).
+    magnification = size_out / size_in
+    left = np.floor(target * (1 / magnification)).astype(int)
+    right_share = ((target + 1) - (left + 1) * magnification).astype(np.float32)
     right_share = np.where(right_share <= 0, 0, right_share - np.floor(right_share))
     return _two_tap(left, right_share, size_in)
 
@@ -212,9 +208,7 @@ def _bilinear_weights(size_in: int, size_out: int) -> Float32[np.ndarray, "size_
     return _two_tap(left, position - left, size_in)
 
 
-def _two_tap(
-    left: np.ndarray, right_share: np.ndarray, size_in: int
-) -> Float32[np.ndarray, "size_out size_in"]:
+def _two_tap(left: np.ndarray, right_share: np.ndarray, size_in: int) -> Float32[np.ndarray, "size_out size_in"]:
     last = left >= size_in - 1
     left = np.where(last, size_in - 1, left)
     right_share = np.where(last, 0, right_share)
