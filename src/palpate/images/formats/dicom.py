@@ -78,7 +78,7 @@ def read(path: Path, *, series: str | None = None) -> Image:
         GeometryError: spacing or directions that place the voxels nowhere.
     """
     path = Path(path)
-    with _forgiving():
+    with forgiving():
         if not path.is_dir():
             instance = _instance(path)
             if instance is None:
@@ -156,7 +156,7 @@ def planes_of(dataset: Dataset, path: Path) -> list[Plane]:
 
 
 @contextmanager
-def _forgiving() -> Generator[None]:
+def forgiving() -> Generator[None]:
     """Hush pydicom about rules that a file breaks without harm to its pixels or its geometry.
 
     Values of the wrong form (a UID with a leading zero, a name that is too long), a missing group length, padding

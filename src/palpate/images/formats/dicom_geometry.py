@@ -7,7 +7,6 @@ by name, because a volume that silently skips a slice puts every mask beyond it 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,9 @@ PIXEL_SPACING_TOLERANCE = 1e-4
 
 COSINE_TOLERANCE = 1e-2
 """How far rows and columns may be from unit length and from a right angle (headers with three digits exist)."""
+
+FAR_MM = 1e6
+"""Nothing in a patient is a kilometre long or away; a header that says so is damaged."""
 
 _CENTIMETRES = 3  # the code of cm in an ultrasound region's physical units
 
@@ -70,12 +72,12 @@ def plane_of(dataset: Dataset, *, name: str, frame: int = 0) -> Plane:
     """
     position = _numbers(_of_frame(dataset, frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
     orientation = _numbers(_of_frame(dataset, frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
-    if position is not None and not np.isfinite(position).all():
+    if position is not None and not (np.abs(position) < FAR_MM).all():  # written so that NaN fails too
         raise GeometryError(f"{name} lies at {position.tolist()}; repair its ImagePositionPatient")
     if orientation is not None:
         row, column = orientation[:3], orientation[3:]
         off = [abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1), abs(row @ column)]
-        if not max(off) <= COSINE_TOLERANCE:  # written so that NaN fails too
+        if not max(off) <= COSINE_TOLERANCE:
             raise GeometryError(
                 f"{name} has the orientation {orientation.tolist()}; two unit vectors at a right angle are needed: "
                 "repair its ImageOrientationPatient"
@@ -261,7 +263,7 @@ def _pixel_spacing(dataset: Dataset, frame: int, name: str) -> tuple[float, floa
         numbers = _numbers(candidate, 2)
         if numbers is None:
             continue
-        if not (np.isfinite(numbers).all() and (numbers > 0).all()):
+        if not ((numbers > 1 / FAR_MM).all() and (numbers < FAR_MM).all()):
             raise GeometryError(f"{name} has a pixel spacing of {numbers.tolist()} mm; repair its PixelSpacing")
         return float(numbers[0]), float(numbers[1])
     return 1.0, 1.0
@@ -279,7 +281,7 @@ def _ultrasound_spacing(dataset: Dataset) -> tuple[float, float] | None:
 
 def _aspect_ratio(dataset: Dataset) -> tuple[float, float] | None:
     ratio = _numbers(dataset.get("PixelAspectRatio"), 2)
-    if ratio is None or not (ratio > 0).all():
+    if ratio is None or not (ratio > 0).all() or not (ratio < FAR_MM).all():
         return None
     return float(ratio[0] / ratio[1]), 1.0
 
@@ -290,6 +292,6 @@ def _thickness(dataset: Dataset, frame: int) -> float:
         for keyword in ("SliceThickness", "SpacingBetweenSlices"):
             value = holder.get(keyword)
             # Some writers leave it empty, zero or negative (a direction); one millimetre is as good as any then.
-            if value is not None and value != "" and math.isfinite(float(value)) and abs(float(value)) > 0:
+            if value is not None and value != "" and 1 / FAR_MM < abs(float(value)) < FAR_MM:
                 return abs(float(value))
     return 1.0

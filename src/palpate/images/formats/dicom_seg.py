@@ -20,9 +20,9 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from palpate.errors import FormatError, OutputError
+from palpate.errors import FormatError, GeometryError, OutputError
 from palpate.images.formats import Mask
-from palpate.images.formats.dicom import DAMAGE, dataset_of, planes_of
+from palpate.images.formats.dicom import DAMAGE, damage_named, dataset_of, forgiving, planes_of
 from palpate.images.formats.dicom_geometry import Plane, plane_affine, stack
 from palpate.images.geometry import Affine
 
@@ -129,7 +129,8 @@ def write_mask(path: Path, mask: Mask) -> None:
             there is nothing to write.
     """
     labels = _labels(mask)
-    sources, order = _sources(mask)
+    with forgiving():
+        sources, order = _sources(mask)
     frames = np.zeros((len(order), *mask.labels.shape[-2:]), dtype=np.uint16)
     # Segment numbers are places in the sorted list of labels, counted from 1; background stays 0.
     numbered = np.searchsorted([0, *labels], mask.labels)
@@ -180,7 +181,9 @@ def segment_code(name: str) -> tuple[Code, Code, Code | None]:
     >>> [code.meaning for code in segment_code("liver tumour") if code]
     ['Morphologically Altered Structure', 'Neoplasm']
     """
-    words = [_SPELLINGS.get(word, word) for word in re.split(r"[^a-z]+", name.lower()) if word]
+    # `tumor2` is a tumor; `l4` is a vertebra and no left side.
+    words = [re.sub(r"(?<=[a-z]{3})\d+$", "", word) for word in re.findall(r"[a-z0-9]+", name.lower())]
+    words = [_SPELLINGS.get(word, word) for word in words]
     text = f" {' '.join(words)} "
     side = _LEFT if "left" in words else _RIGHT if "right" in words else None
     # A finding first: a liver tumour is a tumour. Long names first: a gallbladder is no bladder.
@@ -255,12 +258,20 @@ def _sources(mask: Mask) -> tuple[list[Dataset], list[int]]:
         )
     try:
         datasets = [dataset_of(file, pixels=False) for file in source.files]
-        planes = [plane for one, file in zip(datasets, source.files, strict=True) for plane in planes_of(one, file)]
+        planes: list[Plane] = []
+        for dataset, file in zip(datasets, source.files, strict=True):
+            with damage_named(file):
+                planes += planes_of(dataset, file)
         order, affine = ([0], plane_affine(planes[0])) if len(planes) == 1 else stack(planes, what=str(source.path))
-    except FormatError as error:
+    except (FormatError, GeometryError) as error:
         raise OutputError(
             f"the images that the mask was drawn on have changed or cannot carry a SEG: {error}"
         ) from error
+    if len(planes) < sum(int(one.get("NumberOfFrames") or 1) for one in datasets):
+        raise OutputError(
+            f"the frames of {source.path} have no ImagePositionPatient, so a DICOM SEG cannot say where it lies; "
+            "write the mask as .nii.gz instead"
+        )
     expected = (planes[0].rows, planes[0].columns)
     if mask.labels.shape != (expected if len(planes) == 1 else (len(planes), *expected)):
         raise OutputError(
