@@ -194,8 +194,8 @@ def check_size(shape: tuple[int, ...], itemsize: int, *, path: Path) -> None:
         total *= int(extent)
     if total > MAX_BYTES:
         raise FormatError(
-            f"the header of {path} claims {' x '.join(map(str, shape))} voxels ({total / 2**30:.0f} GiB); the limit "
-            f"is {MAX_BYTES / 2**30:.0f} GiB, so it is damaged or must be cropped first"
+            f"the header of {path} claims {' x '.join(map(str, shape))} voxels ({total // 2**30} GiB); the limit "
+            f"is {MAX_BYTES // 2**30} GiB, so it is damaged or must be cropped first"
         )
 
 

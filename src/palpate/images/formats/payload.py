@@ -109,5 +109,29 @@ def finish(stream: io.BufferedIOBase, *, path: Path) -> None:
         raise FormatError(f"{path} holds more data than its header claims, so one of them is wrong; export it again")
 
 
+def inflate(stored: np.ndarray, count: int, *, path: Path) -> np.ndarray:
+    """The `count` bytes that zlib or gzip data must unpack to, as a new uint8 array.
+
+    Raises:
+        FormatError: it unpacks to fewer or to more, or is damaged.
+    """
+    taken = np.empty(count, np.uint8)
+    unpack = zlib.decompressobj(wbits=47)  # 47: either header
+    rest, done = stored.tobytes(), 0
+    try:
+        # Asking for one byte more than claimed also brings the checksum at the end under the eye.
+        while not unpack.eof and (piece := unpack.decompress(rest, min(_CHUNK, count - done + 1))):
+            if done + len(piece) > count:
+                raise FormatError(f"{path} holds more data than its header claims, so one of them is wrong")
+            taken[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+            done += len(piece)
+            rest = unpack.unconsumed_tail
+    except zlib.error as error:
+        raise FormatError(f"the data of {path} is damaged ({error}); copy or export it again") from error
+    if done < count or not unpack.eof:
+        raise FormatError(_truncated(path, done, count))
+    return taken
+
+
 def _truncated(path: Path, done: int, count: int) -> str:
     return f"{path} is truncated: {count} bytes were needed and {done} could be read; copy or export it again"
