@@ -131,10 +131,10 @@ def write_mask(path: Path, mask: Mask) -> None:
     labels = _labels(mask)
     with forgiving():
         sources, order = _sources(mask)
-    frames = np.zeros((len(order), *mask.labels.shape[-2:]), dtype=np.uint16)
-    # Segment numbers are places in the sorted list of labels, counted from 1; background stays 0.
-    numbered = np.searchsorted([0, *labels], mask.labels)
-    frames[order] = numbered.reshape(frames.shape)
+    frames = np.zeros((len(order), *mask.labels.shape[-2:]), dtype=np.uint8 if len(labels) < 256 else np.uint16)
+    for frame, slice_ in zip(order, mask.labels.reshape(frames.shape), strict=True):
+        # Segment numbers are places in the sorted list of labels, counted from 1; background stays 0.
+        frames[frame] = np.searchsorted([0, *labels], slice_)
     description = _short(mask.description)
     # highdicom and pydicom warn about source values that break a rule and are only passed on (a name without a ^).
     with warnings.catch_warnings():
@@ -198,7 +198,8 @@ def _labels(mask: Mask) -> list[int]:
     """The labels that become segments, in rising order: those named and those drawn."""
     if mask.labels.dtype.kind not in "bui" or (mask.labels.size and int(mask.labels.min()) < 0):
         raise OutputError("a label map holds whole numbers from 0 on; round the mask, and give labels positive values")
-    drawn = {int(label) for label in np.unique(mask.labels)}
+    # Slice by slice: sorting a whole thorax at once takes many times its memory.
+    drawn = {int(label) for slice_ in np.atleast_2d(mask.labels) for label in np.unique(slice_)}
     labels = sorted((drawn | set(mask.names)) - {0})
     if not labels:
         raise OutputError(
