@@ -1,0 +1,39 @@
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# pytest loads this file before jaxtyping's hook is set, so nothing here may import palpate when it is loaded.
+if TYPE_CHECKING:
+    from palpate.inference.session import Session
+
+settings.register_profile("palpate", deadline=None, max_examples=50, derandomize="CI" in os.environ)
+settings.load_profile("palpate")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def fake_session() -> "Session":
+    """A session on a fake model; `fake_session.runtime` counts what it was asked."""
+    from fake_runtime import FakeRuntime
+    from palpate.inference.session import Session
+
+    return Session(FakeRuntime())
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of labelled images."""
+    named = os.environ.get("PALPATE_DATA")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    if not (folder / "manifest.csv").is_file():
+        where = "what PALPATE_DATA names" if named else "PALPATE_DATA is not set, and the usual folder"
+        pytest.skip(f"no labelled images: {where} has no manifest.csv")
+    return folder

@@ -1,0 +1,74 @@
+"""A model whose masks can be worked out by hand, and that counts what it is asked."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.ndimage import label as connected
+
+from palpate.models.frame import Frame
+from palpate.models.promptable import ImageEmbedding, MaskPrediction, PromptBatch, PromptSupport
+
+INSIDE = 10.0
+
+
+@dataclass(eq=False)
+class FakeRuntime:
+    """It finds bright things: canvas pixels above one half.
+
+    A box keeps the bright pixels inside it, edges included; a mask keeps those where its logits are positive; points
+    keep the connected pieces that a positive point lies on, and drop those that a negative point lies on. The logits
+    are +10 there and -10 elsewhere. The predicted IoU is 2 m - 1, where m is the mean brightness of what was found
+    (1 for white, near 0 for middle grey), and 0 if nothing was.
+
+    The default canvas has 64 pixels a side: an image of 64 x 64 is its own canvas.
+    """
+
+    frame: Frame = field(default_factory=lambda: Frame(size=64, mask_size=64))
+    prompts: PromptSupport = field(
+        default_factory=lambda: PromptSupport(trained=("box",), accepted=("points", "scribble", "mask"))
+    )
+    model: str = "fake"
+    weights_hash: str = "0" * 64
+    encodes: int = 0
+    batches: list[PromptBatch] = field(default_factory=list)
+
+    @property
+    def decodes(self) -> int:
+        return len(self.batches)
+
+    def describe(self) -> str:
+        return "fake on paper"
+
+    def encode(self, canvas: np.ndarray) -> ImageEmbedding:
+        self.encodes += len(canvas)
+        return ImageEmbedding(canvas.copy())
+
+    def decode(self, embedding: ImageEmbedding, prompts: PromptBatch) -> MaskPrediction:
+        self.batches.append(prompts)
+        side = self.frame.size
+        logits = np.full((len(prompts), 1, side, side), -INSIDE, dtype=np.float32)
+        predicted_iou = np.zeros((len(prompts), 1), dtype=np.float32)
+        for i, image in enumerate(prompts.image_index):
+            brightness = embedding.features[image].mean(axis=0)
+            found = _found(brightness > 0.5, prompts, i)
+            logits[i, 0, found] = INSIDE
+            if found.any():
+                predicted_iou[i] = 2 * brightness[found].mean() - 1
+        return MaskPrediction(logits, predicted_iou)
+
+
+def _found(bright: np.ndarray, prompts: PromptBatch, i: int) -> np.ndarray:
+    found = bright
+    if prompts.boxes is not None:
+        x_min, y_min, x_max, y_max = prompts.boxes[i]
+        y, x = np.indices(bright.shape)
+        found = found & (x >= x_min) & (x <= x_max) & (y >= y_min) & (y <= y_max)
+    if prompts.masks is not None:
+        found = found & (prompts.masks[i, 0] > 0)
+    if prompts.points is not None:
+        pieces, _ = connected(found)
+        at = pieces[tuple(prompts.points[i].round().astype(int)[:, ::-1].T)]
+        wanted = set(at[prompts.point_labels[i] == 1]) - {0}
+        unwanted = set(at[prompts.point_labels[i] == 0])
+        found = np.isin(pieces, list(wanted - unwanted))
+    return found
