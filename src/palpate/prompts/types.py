@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from operator import index
 
 import numpy as np
 from jaxtyping import Bool
@@ -30,13 +30,15 @@ class Box:
         PromptError: coordinates that are not finite, or a maximum below its minimum.
     """
 
-    x_min: float
-    y_min: float
-    x_max: float
-    y_max: float
+    x_min: float | int
+    y_min: float | int
+    x_max: float | int
+    y_max: float | int
     z: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("x_min", "y_min", "x_max", "y_max"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's numbers cannot be written as JSON
         _require_finite((self.x_min, self.y_min, self.x_max, self.y_max), what="a box")
         for axis, low, high in (("x", self.x_min, self.x_max), ("y", self.y_min, self.y_max)):
             if high < low:
@@ -44,10 +46,10 @@ class Box:
                     f"the box {self} is inverted: {axis}_max {high:g} is below {axis}_min {low:g}; "
                     "give x_min y_min x_max y_max"
                 )
-        _require_slice_number(self.z)
+        object.__setattr__(self, "z", _slice_number(self.z))
 
     @classmethod
-    def around(cls, mask: Bool[np.ndarray, "row column"], *, z: int | None = None) -> Self:
+    def around(cls, mask: Bool[np.ndarray, "row column"], *, z: int | None = None) -> Box:
         """The tight box of a mask: first and last row and column with a pixel in it.
 
         Raises:
@@ -58,7 +60,7 @@ class Box:
         ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         return cls(int(xs[0]), int(ys[0]), int(xs[-1]), int(ys[-1]), z)
 
-    def inside(self, shape: tuple[int, int]) -> Self:
+    def inside(self, shape: tuple[int, int]) -> Box:
         """This box, cut at the borders of an image of `shape` (rows, columns).
 
         Raises:
@@ -94,7 +96,7 @@ class Points:
     z: int | None = None
 
     def __init__(
-        self, coordinates: Iterable[Sequence[float]], labels: Iterable[float] = (), z: int | None = None
+        self, coordinates: Iterable[Sequence[float | int]], labels: Iterable[float | int] = (), z: int | None = None
     ) -> None:
         pairs = tuple(tuple(float(value) for value in pair) for pair in coordinates)
         if not pairs:
@@ -108,12 +110,11 @@ class Points:
             raise PromptError(f"{len(pairs)} points came with {len(marks)} labels; give one label a point")
         if set(marks) - {0, 1}:
             raise PromptError(f"point labels are 1 (on the object) or 0 (beside it), not {sorted(set(marks) - {0, 1})}")
-        _require_slice_number(z)
         object.__setattr__(self, "coordinates", pairs)
         object.__setattr__(self, "labels", tuple(int(mark) for mark in marks))
-        object.__setattr__(self, "z", z)
+        object.__setattr__(self, "z", _slice_number(z))
 
-    def inside(self, shape: tuple[int, int]) -> Self:
+    def inside(self, shape: tuple[int, int]) -> Points:
         """These points, if all lie on an image of `shape` (rows, columns).
 
         Raises:
@@ -151,9 +152,9 @@ class Scribble:
                 )
             if (self.negative & self.positive).any():
                 raise PromptError("the strokes overlap: a pixel cannot be on the object and beside it")
-        _require_slice_number(self.z)
+        object.__setattr__(self, "z", _slice_number(self.z))
 
-    def inside(self, shape: tuple[int, int]) -> Self:
+    def inside(self, shape: tuple[int, int]) -> Scribble:
         """This scribble, if it was drawn on a slice of `shape` (rows, columns).
 
         Raises:
@@ -193,9 +194,9 @@ class MaskPrompt:
             raise PromptError(
                 "a mask prompt needs at least one pixel inside, in a 2D mask; pass another slice or label"
             )
-        _require_slice_number(self.z)
+        object.__setattr__(self, "z", _slice_number(self.z))
 
-    def inside(self, shape: tuple[int, int]) -> Self:
+    def inside(self, shape: tuple[int, int]) -> MaskPrompt:
         """This mask, if it was drawn on a slice of `shape` (rows, columns).
 
         Raises:
@@ -238,7 +239,9 @@ class Target:
         if self.z_range is not None and self.z_range[1] < self.z_range[0]:
             raise PromptError(f"the slice range {self.z_range} is inverted; give the first and the last slice")
         for number in self.z_range or ():
-            _require_slice_number(number)
+            _slice_number(number)
+        object.__setattr__(self, "label", index(self.label))
+        object.__setattr__(self, "z_range", self.z_range and (index(self.z_range[0]), index(self.z_range[1])))
 
     @property
     def z(self) -> int | None:
@@ -271,9 +274,10 @@ def _require_finite(values: Sequence[float], *, what: str) -> None:
         raise PromptError(f"{what} has coordinates that are not finite numbers: {tuple(values)}")
 
 
-def _require_slice_number(z: int | None) -> None:
+def _slice_number(z: int | None) -> int | None:
     if z is not None and z < 0:
         raise PromptError(f"slice {z} does not exist; slices count from 0")
+    return None if z is None else index(z)
 
 
 def _require_shape(mask: np.ndarray, shape: tuple[int, int], *, what: str) -> None:
