@@ -21,7 +21,7 @@ import numpy as np
 from palpate.errors import FormatError, GeometryError, OutputError, PalpateError
 from palpate.images.formats import Mask, check_size
 from palpate.images.formats.labels import unsigned_labels
-from palpate.images.formats.payload import DEFLATE_LIMIT, check_claim, inflate, opened, size_of, take
+from palpate.images.formats.payload import DEFLATE_LIMIT, beside, check_claim, inflate, opened, size_of, take
 from palpate.images.geometry import LPS_TO_RAS, Affine
 from palpate.images.image import Image, Source
 
@@ -55,11 +55,10 @@ def read(path: Path) -> Image:
         shape, dtype, channels = _voxel_grid(header, path)
         affine = _affine(sitk, header, shape, path)
         count = math.prod(shape) * channels * dtype.itemsize
-        elsewhere = _data_file(header, path)
-        if elsewhere is None:
+        if header["ElementDataFile"].upper() == "LOCAL":
             data = _voxels(file, header, count, path, local=True)
         else:
-            with opened(elsewhere) as data_file:
+            with opened(beside(path, header["ElementDataFile"])) as data_file:
                 data = _voxels(data_file, header, count, path, local=False)
     colour = channels == 3
     array = data.view(dtype).reshape((*shape, 3) if colour else shape)
@@ -168,23 +167,6 @@ def _lifted(directions: np.ndarray, origin: np.ndarray) -> Affine:
     affine = np.eye(4)
     affine[:2, :2], affine[:2, 3] = directions, origin
     return affine
-
-
-def _data_file(header: dict[str, str], path: Path) -> Path | None:
-    """The file that holds the voxels; None if they follow the header."""
-    name = header["ElementDataFile"]
-    if name.upper() == "LOCAL":
-        return None
-    # A header comes from a stranger; what it names must not reach the rest of the disk.
-    folder = path.parent.resolve()
-    found = (folder / name).resolve()
-    if not found.is_relative_to(folder):
-        raise FormatError(f"{path} wants its voxels from {name}, outside its own folder; put both into one folder")
-    if not found.is_file():
-        raise FormatError(
-            f"{path} wants its voxels from {name}, which is not one file beside it; save it as a single .mha"
-        )
-    return found
 
 
 def _voxels(file: io.BufferedReader, header: dict[str, str], count: int, path: Path, *, local: bool) -> np.ndarray:

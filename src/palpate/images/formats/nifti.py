@@ -175,7 +175,7 @@ def _affine(fields: Nifti1Header, path: Path) -> Affine:
     try:
         with np.errstate(all="ignore"):  # what overflows is infinite, and infinite affines are refused
             affine = np.array(fields.get_best_affine(), dtype=np.float64)
-    except HeaderDataError as error:
+    except (HeaderDataError, ValueError) as error:  # ValueError: a quaternion longer than 1
         raise GeometryError(f"the orientation in the header of {path} is damaged: {error}") from error
     affine[:3] *= _MM.get(int(fields["xyzt_units"]) & 7, 1.0)
     return affine

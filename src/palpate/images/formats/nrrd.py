@@ -25,7 +25,7 @@ from scipy import ndimage
 from palpate.errors import FormatError, OutputError
 from palpate.images.formats import Mask, check_size
 from palpate.images.formats.labels import unsigned_labels
-from palpate.images.formats.payload import DEFLATE_LIMIT, check_claim, finish, opened, size_of, take
+from palpate.images.formats.payload import DEFLATE_LIMIT, beside, check_claim, finish, opened, size_of, take
 from palpate.images.geometry import LPS_TO_RAS, Affine, affine_from_spacing
 from palpate.images.image import Image, Source
 
@@ -84,16 +84,18 @@ def read(path: Path) -> Image:
         dtype = _dtype(header, path)
         spatial, colour = _axes(header, sizes, dtype, path)
         check_size(sizes, dtype.itemsize, path=path)
-        elsewhere = _data_file(header, path)
-        if elsewhere is None:
-            data = _voxels(file, header, math.prod(sizes) * dtype.itemsize, path)
+        count = math.prod(sizes) * dtype.itemsize
+        detached = header.get("data file", header.get("datafile"))
+        if detached is None:
+            data = _voxels(file, header, count, path)
         else:
-            with opened(elsewhere) as data_file:
-                data = _voxels(data_file, header, math.prod(sizes) * dtype.itemsize, path)
+            with opened(beside(path, str(detached))) as data_file:
+                data = _voxels(data_file, header, count, path)
     array = data.view(dtype).reshape(sizes[::-1]).astype(dtype.newbyteorder("="), copy=False)
     if colour is not None:
         array = np.moveaxis(array, len(sizes) - 1 - colour, -1)[..., :3]
-    affine = _affine(header, spatial, len(sizes), path)
+    with np.errstate(all="ignore"):  # what overflows is infinite, and infinite affines are refused
+        affine = _affine(header, spatial, len(sizes), path)
     return Image(np.ascontiguousarray(array), affine, colour=colour is not None, source=Source(path, "nrrd"))
 
 
@@ -145,8 +147,7 @@ def _read_header(file: io.BufferedReader, path: Path) -> dict[str, Any]:
     try:
         # pynrrd casts what it reads to integers; NaN becomes a negative number, which is refused as a size.
         with np.errstate(invalid="ignore"):
-            fields = nrrd.read_header(lines)
-        return {name.lower(): value for name, value in fields.items()}
+            return dict(nrrd.read_header(lines))
     except _PARSER_ERRORS as error:
         raise FormatError(f"the NRRD header of {path} is damaged ({error}); export it again") from error
 
@@ -235,23 +236,6 @@ def _affine_without_space(header: dict[str, Any], spatial: list[int], axes: int,
     units = header.get("units") or [""] * axes
     sizes = [float(spacings[axis]) * _MM.get(units[axis].lower() if axis < len(units) else "", 1.0) for axis in spatial]
     return affine_from_spacing((sizes[0], sizes[1], sizes[2] if len(sizes) == 3 else 1.0))
-
-
-def _data_file(header: dict[str, Any], path: Path) -> Path | None:
-    """The file that holds the voxels of a detached header; None if they follow the header."""
-    name = header.get("data file", header.get("datafile"))
-    if name is None:
-        return None
-    # A header comes from a stranger; what it names must not reach the rest of the disk.
-    folder = path.parent.resolve()
-    found = (folder / str(name)).resolve()
-    if not found.is_relative_to(folder):
-        raise FormatError(f"{path} wants its voxels from {name}, outside its own folder; put both into one folder")
-    if not found.is_file():
-        raise FormatError(
-            f"{path} wants its voxels from {name}, which is not one file beside it; save it as a single .nrrd"
-        )
-    return found
 
 
 def _voxels(file: io.BufferedReader, header: dict[str, Any], count: int, path: Path) -> np.ndarray:

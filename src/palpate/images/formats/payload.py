@@ -45,6 +45,27 @@ def opened(path: Path) -> Generator[io.BufferedReader, None, None]:
         yield file
 
 
+def beside(path: Path, name: str) -> Path:
+    """The file that a detached header names, if it is in the header's own folder.
+
+    A header comes from a stranger; what it names must not reach the rest of the disk.
+
+    Raises:
+        FormatError: it lies elsewhere (links are followed), is missing, or is not one plain file.
+    """
+    folder = path.parent.resolve()
+    try:
+        found = (folder / name).resolve()
+        inside, plain = found.is_relative_to(folder), found.is_file()
+    except (ValueError, OSError, RuntimeError) as error:  # a zero byte, a name too long, links in a circle
+        raise FormatError(f"{path} wants its voxels from {name!r}, which is no file name ({error})") from error
+    if not inside:
+        raise FormatError(f"{path} wants its voxels from {name}, outside its own folder; put both into one folder")
+    if not plain:
+        raise FormatError(f"{path} wants its voxels from {name}, which is not one file beside it; save both as one")
+    return found
+
+
 def size_of(file: io.BufferedReader) -> int:
     """Bytes from where the file stands to its end."""
     here = file.tell()
