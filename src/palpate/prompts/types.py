@@ -139,7 +139,7 @@ class Scribble:
     """
 
     positive: Bool[np.ndarray, "row column"]
-    negative: Bool[np.ndarray, "row column"] | None = None
+    negative: Bool[np.ndarray, "_ _"] | None = None
     z: int | None = None
 
     def __post_init__(self) -> None:
