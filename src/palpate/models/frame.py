@@ -162,24 +162,54 @@ LITE_MEDSAM_FRAME = Frame(size=256, mask_size=256, box_rounding="truncate")
 def resize_area(
     pixels: UInt8[np.ndarray, "row column channel"], rows: int, columns: int
 ) -> UInt8[np.ndarray, "rows columns channel"]:
-    """Resample by area, rounded to whole values, as OpenCV's INTER_AREA does.
+    """Resample by area, rounded to whole values, as OpenCV's INTER_AREA does, to the last bit where it enlarges.
 
     Shrinking averages over the covered area; if either side grows, both sides are interpolated by OpenCV's rule for
     that case (nearest in the interior of a source pixel, linear across its border).
     """
-    if (rows, columns) == pixels.shape[:2]:
-        return pixels
     height, width, channels = pixels.shape
-    weights = _area_weights if rows <= height and columns <= width else _area_enlarging_weights
+    if (rows, columns) == (height, width):
+        return pixels
+    if rows > height or columns > width:
+        return _enlarge_area(pixels, rows, columns)
     # Rows first: the large first axis shrinks before the second product.
-    tall = (weights(height, rows) @ pixels.reshape(height, width * channels).astype(np.float32)).reshape(
+    tall = (_area_weights(height, rows) @ pixels.reshape(height, width * channels).astype(np.float32)).reshape(
         rows, width, channels
     )
-    resized = np.einsum("cw,rwk->rck", weights(width, columns), tall, optimize=True)
+    resized = np.einsum("cw,rwk->rck", _area_weights(width, columns), tall, optimize=True)
     if (height, width) == (2 * rows, 2 * columns):
         # OpenCV has a whole-number path for halving, which rounds halves up; everywhere else halves go to even.
         resized = np.floor(resized + 0.5)
     return np.rint(resized).clip(0, 255).astype(np.uint8)
+
+
+def _enlarge_area(
+    pixels: UInt8[np.ndarray, "row column channel"], rows: int, columns: int
+) -> UInt8[np.ndarray, "rows columns channel"]:
+    # In OpenCV's fixed point (weights of 11 bits, sums cut to 4 + 16 bits), because one grey level of rounding is
+    # enough to move the masks of small, enlarged objects by whole pixels.
+    left, right, left_weight, right_weight = _enlarging_taps(pixels.shape[1], columns)
+    source = pixels.astype(np.int32)
+    wide = source[:, left] * left_weight[:, None] + source[:, right] * right_weight[:, None]
+    above, below, above_weight, below_weight = _enlarging_taps(pixels.shape[0], rows)
+    upper = (above_weight[:, None, None] * (wide[above] >> 4)) >> 16
+    lower = (below_weight[:, None, None] * (wide[below] >> 4)) >> 16
+    return ((upper + lower + 2) >> 2).astype(np.uint8)
+
+
+@lru_cache(maxsize=32)
+def _enlarging_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For each target pixel the two source pixels it lies on, and their weights in 1/2048."""
+    target = np.arange(size_out)
+    # OpenCV's own roundings, which decide whole pixels where the edges of two pixels meet (246 -> 256).
+    magnification = size_out / size_in
+    left = np.floor(target * (1 / magnification)).astype(int)
+    share = ((target + 1) - (left + 1) * magnification).astype(np.float32)
+    share = np.where(share <= 0, 0, share - np.floor(share))
+    share = np.where(left >= size_in - 1, 0, share).astype(np.float32)
+    left = np.minimum(left, size_in - 1)
+    weights = [np.rint(part * 2048).astype(np.int32) for part in (1 - share, share)]
+    return left, np.minimum(left + 1, size_in - 1), weights[0], weights[1]
 
 
 @lru_cache(maxsize=32)
@@ -191,29 +221,12 @@ def _area_weights(size_in: int, size_out: int) -> Float32[np.ndarray, "size_out 
 
 
 @lru_cache(maxsize=32)
-def _area_enlarging_weights(size_in: int, size_out: int) -> Float32[np.ndarray, "size_out size_in"]:
-    target = np.arange(size_out)
-    # OpenCV's own roundings, which decide whole pixels where the edges of two pixels meet (246 -> 256).
-    magnification = size_out / size_in
-    left = np.floor(target * (1 / magnification)).astype(int)
-    right_share = ((target + 1) - (left + 1) * magnification).astype(np.float32)
-    right_share = np.where(right_share <= 0, 0, right_share - np.floor(right_share))
-    return _two_tap(left, right_share, size_in)
-
-
-@lru_cache(maxsize=32)
 def _bilinear_weights(size_in: int, size_out: int) -> Float32[np.ndarray, "size_out size_in"]:
-    position = ((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5).clip(0)
+    position = ((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5).clip(0, size_in - 1)
     left = np.floor(position).astype(int)
-    return _two_tap(left, position - left, size_in)
-
-
-def _two_tap(left: np.ndarray, right_share: np.ndarray, size_in: int) -> Float32[np.ndarray, "size_out size_in"]:
-    last = left >= size_in - 1
-    left = np.where(last, size_in - 1, left)
-    right_share = np.where(last, 0, right_share)
-    weights = np.zeros((len(left), size_in), dtype=np.float32)
-    rows = np.arange(len(left))
-    weights[rows, left] = 1 - right_share
-    weights[rows, np.minimum(left + 1, size_in - 1)] += right_share
+    share = (position - left).astype(np.float32)
+    weights = np.zeros((size_out, size_in), dtype=np.float32)
+    rows = np.arange(size_out)
+    weights[rows, left] = 1 - share
+    weights[rows, np.minimum(left + 1, size_in - 1)] += share
     return weights
