@@ -21,8 +21,8 @@ from palpate.images.image import Image
 class Window:
     """Clip to [level - width / 2, level + width / 2], then stretch what is left to 0..255. For CT, in HU."""
 
-    level: float
-    width: float
+    level: float | int
+    width: float | int
     name: str = ""
 
     def __str__(self) -> str:
@@ -35,8 +35,8 @@ class Window:
 class Percentiles:
     """Clip to two percentiles of the non-zero voxels, stretch to 0..255; voxels that were zero stay zero."""
 
-    low: float = 0.5
-    high: float = 99.5
+    low: float | int = 0.5
+    high: float | int = 99.5
 
     def __str__(self) -> str:
         return f"percentiles {self.low:g}..{self.high:g} of the non-zero voxels"
@@ -132,7 +132,9 @@ def to_uint8(image: Image, intensity: Intensity) -> UInt8[np.ndarray, "..."]:
     """
     array = image.array
     if array.min() == array.max():
-        raise ImageError(f"all pixels have the value {array.flat[0]:g}; a constant image shows nothing to segment")
+        raise ImageError(
+            f"all pixels have the value {float(array.flat[0]):g}; a constant image shows nothing to segment"
+        )
     if isinstance(intensity, AsIs):
         if array.dtype != np.uint8:
             raise ImageError(f"values of type {array.dtype} cannot be taken as 8-bit; use --window min-max")
@@ -144,17 +146,17 @@ def to_uint8(image: Image, intensity: Intensity) -> UInt8[np.ndarray, "..."]:
         low, high = (float(value) for value in np.percentile(seen, (intensity.low, intensity.high)))
     else:
         low, high = float(array.min()), float(array.max())
-    # One copy in single precision; a volume in double precision would take eight times its 16-bit size.
-    clipped = np.clip(array, low, high, dtype=np.float32, casting="unsafe")
-    bottom, top = float(clipped.min()), float(clipped.max())
+    bottom, top = (min(max(float(value), low), high) for value in (array.min(), array.max()))
     if bottom == top:
         raise ImageError(
             f"with {intensity} all pixels get the same value (the image ranges from {array.min():g} to "
             f"{array.max():g}); choose another --window"
         )
-    clipped -= bottom
-    clipped *= 255 / (top - bottom)
+    pixels = np.empty(array.shape, dtype=np.uint8)
+    # Double precision, as in the reference preparation, but not all at once: a volume would take four times its size.
+    for values, out in zip(array, pixels, strict=True):
+        # Cut, not rounded, as NumPy's cast does in the reference.
+        out[...] = (np.clip(values.astype(np.float64), low, high) - bottom) / (top - bottom) * 255
     if isinstance(intensity, Percentiles):
-        clipped[array == 0] = 0
-    # Cut, not rounded, as NumPy's cast does in the reference preparation.
-    return clipped.astype(np.uint8)
+        pixels[array == 0] = 0
+    return pixels
