@@ -7,7 +7,7 @@ arrays or torch tensors; a model converts what it is given with `torch.as_tensor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from palpate.models.frame import Frame
@@ -72,6 +72,7 @@ class MaskPrediction:
     predicted_iou: Array
 
 
+@runtime_checkable
 class PromptableModel(Protocol):
     """Two verbs. Encoding is slow and happens once an image; decoding is fast and happens once a prompt."""
 

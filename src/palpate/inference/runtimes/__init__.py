@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -11,6 +11,7 @@ from palpate.models.frame import Frame
 from palpate.models.promptable import ImageEmbedding, MaskPrediction, PromptBatch, PromptSupport
 
 
+@runtime_checkable
 class Runtime(Protocol):
     """A model that is ready to run. Arrays go in and come out as NumPy, so sessions know no framework."""
 
