@@ -64,13 +64,14 @@ def checked_affine(affine: np.ndarray, *, what: str = "this image") -> Affine:
             f"the affine of {what} holds NaN or infinite values, so its voxels lie nowhere; "
             "repair the header (for NIfTI: sform/qform) and try again"
         )
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    # Entries near the end of the number range overflow here; the results are then refused like any other.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        volume = abs(np.linalg.det(affine[:3, :3] / lengths))
     if (lengths == 0).any():
         axes = ", ".join(name for name, length in zip("xyz", lengths, strict=True) if length == 0)
-        raise GeometryError(
-            f"the affine of {what} gives axis {axes} a spacing of zero; repair the header's voxel size"
-        )
-    if abs(np.linalg.det(affine[:3, :3] / lengths)) < _NO_VOLUME:
+        raise GeometryError(f"the affine of {what} gives axis {axes} a spacing of zero; repair the header's voxel size")
+    if not volume >= _NO_VOLUME:
         raise GeometryError(f"the affine of {what} has two parallel axes; repair the header's directions")
     return affine
 

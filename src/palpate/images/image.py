@@ -69,9 +69,7 @@ class Image:
         if self.array.size == 0:
             raise ImageError(f"{what} has no pixels (shape {self.array.shape}); check how it was written")
         if self.array.dtype.kind not in "buif":
-            raise ImageError(
-                f"{what} holds values of type {self.array.dtype}; integers or real numbers are needed"
-            )
+            raise ImageError(f"{what} holds values of type {self.array.dtype}; integers or real numbers are needed")
         if self.array.dtype.kind == "f":
             bad = self.array.size - int(np.isfinite(self.array).sum())
             if bad:
