@@ -126,7 +126,7 @@ class Session:
         self,
         targets: Sequence[Target],
         *,
-        overlap: Overlap = "last",
+        overlap: Overlap | str = "last",
         until_end: bool = False,
         progress: Progress | None = None,
     ) -> Segmentation:
@@ -360,7 +360,7 @@ def _score(track: Track) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def _painted(targets: Sequence[Target], tracks: Sequence[Track], scene: _Scene, overlap: Overlap) -> np.ndarray:
+def _painted(targets: Sequence[Target], tracks: Sequence[Track], scene: _Scene, overlap: str) -> np.ndarray:
     """The label map, slices first for a volume."""
     top = max(target.label for target in targets)
     labels = np.zeros((scene.depth, *scene.shape), dtype=np.uint8 if top <= 255 else np.uint16)
