@@ -177,7 +177,7 @@ def _draw_frame(pen: ImageDraw.ImageDraw, tile: Tile, size: tuple[int, int]) -> 
     width, height = size
     font = _font(14)
 
-    def text(place: tuple[float, float], words: str, anchor: str) -> None:
+    def text(place: tuple[float | int, float | int], words: str, anchor: str) -> None:
         pen.text(place, words, fill=_TEXT, font=font, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
     text((6, 5), tile.title, "la")

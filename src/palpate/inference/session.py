@@ -173,8 +173,10 @@ class Session:
             PromptError: it does not, or no image is set.
         """
         scene = self._ready()
-        if segmentation.geometry.shape != scene.image.shape:
-            raise PromptError("this segmentation is of another image; set that image again to draw it")
+        if segmentation.geometry.shape != scene.image.shape or segmentation.provenance.axis != scene.axis:
+            raise PromptError(
+                "this segmentation is of another image, or cut along another axis; set that image again to draw it"
+            )
         labels = segmentation.labels[None] if scene.axis is None else slice_first(segmentation.labels, scene.axis)
         targets = [item.target for item in segmentation.objects]
         tiles = [_tile(z, scene, labels[z], targets) for z in _shown_slices(segmentation)]
@@ -380,7 +382,8 @@ def _objects(
     targets: Sequence[Target], tracks: Sequence[Track], labels: np.ndarray, scene: _Scene
 ) -> tuple[SegmentedObject, ...]:
     counts = np.bincount(labels.ravel())
-    x, y, z = scene.image.geometry.spacing
+    # Not the product of the spacings: a tilted gantry shears the voxels, which makes them no larger.
+    voxel_mm3 = float(abs(np.linalg.det(scene.image.affine[:3, :3])))
     knows_mm = scene.axis is not None or (
         scene.image.source is not None and scene.image.source.format not in ("raster", "npz")
     )
@@ -394,7 +397,7 @@ def _objects(
                 name=target.name,
                 predicted_iou=_score(track),
                 voxels=voxels,
-                volume_ml=voxels * x * y * z / 1000 if knows_mm and scene.axis is not None else None,
+                volume_ml=voxels * voxel_mm3 / 1000 if knows_mm and scene.axis is not None else None,
                 slices=(min(found), max(found)) if found and scene.axis is not None else None,
                 target=target,
             )
