@@ -162,32 +162,76 @@ LITE_MEDSAM_FRAME = Frame(size=256, mask_size=256, box_rounding="truncate")
 def resize_area(
     pixels: UInt8[np.ndarray, "row column channel"], rows: int, columns: int
 ) -> UInt8[np.ndarray, "rows columns channel"]:
-    """Resample by area, rounded to whole values, as OpenCV's INTER_AREA does, to the last bit where it enlarges.
+    """Resample by area, rounded to whole values, to the last bit as OpenCV's INTER_AREA does.
 
     Shrinking averages over the covered area; if either side grows, both sides are interpolated by OpenCV's rule for
     that case (nearest in the interior of a source pixel, linear across its border).
+
+    To the last bit, because one grey level is enough to move the masks of small objects by whole pixels.
     """
-    height, width, channels = pixels.shape
+    height, width, _ = pixels.shape
     if (rows, columns) == (height, width):
         return pixels
     if rows > height or columns > width:
         return _enlarge_area(pixels, rows, columns)
-    # Rows first: the large first axis shrinks before the second product.
-    tall = (_area_weights(height, rows) @ pixels.reshape(height, width * channels).astype(np.float32)).reshape(
-        rows, width, channels
-    )
-    resized = np.einsum("cw,rwk->rck", _area_weights(width, columns), tall, optimize=True)
-    if (height, width) == (2 * rows, 2 * columns):
-        # OpenCV has a whole-number path for halving, which rounds halves up; everywhere else halves go to even.
-        resized = np.floor(resized + 0.5)
-    return np.rint(resized).clip(0, 255).astype(np.uint8)
+    if height % rows == 0 and width % columns == 0:
+        return _shrink_whole(pixels, height // rows, width // columns)
+    # In single precision, columns before rows and tap after tap, which is the order of OpenCV's roundings.
+    wide = _weighted_sum(np.moveaxis(pixels, 1, 0).astype(np.float32), *_shrinking_taps(width, columns))
+    tall = _weighted_sum(np.moveaxis(wide, 1, 0), *_shrinking_taps(height, rows))
+    return np.rint(tall).clip(0, 255).astype(np.uint8)
+
+
+def _shrink_whole(
+    pixels: UInt8[np.ndarray, "row column channel"], tall: int, wide: int
+) -> UInt8[np.ndarray, "rows columns channel"]:
+    height, width, channels = pixels.shape
+    blocks = pixels.reshape(height // tall, tall, width // wide, wide, channels).astype(np.int32)
+    total = blocks.sum(axis=(1, 3))
+    if (tall, wide) == (2, 2):
+        return ((total + 2) >> 2).astype(np.uint8)  # halves go up here, to the even number elsewhere
+    return np.rint(total.astype(np.float32) * np.float32(1 / (tall * wide))).astype(np.uint8)
+
+
+def _weighted_sum(
+    source: Float32[np.ndarray, "source *rest"], taps: np.ndarray, weights: np.ndarray
+) -> Float32[np.ndarray, "target *rest"]:
+    total = np.zeros((taps.shape[1], *source.shape[1:]), dtype=np.float32)
+    for tap, weight in zip(taps, weights, strict=True):
+        total += weight.reshape(-1, *(1 for _ in source.shape[1:])) * source[tap]
+    return total
+
+
+@lru_cache(maxsize=32)
+def _shrinking_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each target pixel the source pixels it covers and their shares, as arrays of (tap, target)."""
+    scale = size_in / size_out
+    covered: list[list[tuple[int, float]]] = []
+    for target in range(size_out):
+        start = target * scale
+        end, cell = start + scale, min(scale, size_in - start)
+        last = min(math.floor(end), size_in - 1)
+        first = min(math.ceil(start), last)
+        taps = [(first - 1, (first - start) / cell)] if first - start > _SLIVER else []
+        taps += [(source, 1 / cell) for source in range(first, last)]
+        if end - last > _SLIVER:
+            taps.append((last, min(end - last, 1, cell) / cell))
+        covered.append(taps)
+    most = max(map(len, covered))
+    padded = [taps + [(0, 0.0)] * (most - len(taps)) for taps in covered]
+    sources = np.array([[source for source, _ in taps] for taps in padded]).T
+    shares = np.array([[share for _, share in taps] for taps in padded], dtype=np.float32).T
+    return sources, shares
+
+
+_SLIVER = 1e-3
+"""OpenCV ignores pixels that a target pixel covers less than this share of."""
 
 
 def _enlarge_area(
     pixels: UInt8[np.ndarray, "row column channel"], rows: int, columns: int
 ) -> UInt8[np.ndarray, "rows columns channel"]:
-    # In OpenCV's fixed point (weights of 11 bits, sums cut to 4 + 16 bits), because one grey level of rounding is
-    # enough to move the masks of small, enlarged objects by whole pixels.
+    # In OpenCV's fixed point: weights of 11 bits, sums cut to 4 + 16 bits.
     left, right, left_weight, right_weight = _enlarging_taps(pixels.shape[1], columns)
     source = pixels.astype(np.int32)
     wide = source[:, left] * left_weight[:, None] + source[:, right] * right_weight[:, None]
@@ -210,14 +254,6 @@ def _enlarging_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray
     left = np.minimum(left, size_in - 1)
     weights = [np.rint(part * 2048).astype(np.int32) for part in (1 - share, share)]
     return left, np.minimum(left + 1, size_in - 1), weights[0], weights[1]
-
-
-@lru_cache(maxsize=32)
-def _area_weights(size_in: int, size_out: int) -> Float32[np.ndarray, "size_out size_in"]:
-    edges = np.linspace(0, size_in, size_out + 1)
-    source = np.arange(size_in)
-    overlap = np.minimum(edges[1:, None], source + 1) - np.maximum(edges[:-1, None], source)
-    return (overlap.clip(0) * (size_out / size_in)).astype(np.float32)
 
 
 @lru_cache(maxsize=32)
