@@ -10,6 +10,9 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from palpate.inference.session import Session
 
+# The networks of the tests are so small that threads would mostly wait for each other, for seconds on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("palpate", deadline=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("palpate")
 
