@@ -16,6 +16,8 @@ Modality = Literal["CT", "MR", "US", "PET", "XR", "photo", "unknown"]
 
 ModalityOrigin = Literal["header", "given", "guessed", "unknown"]
 
+_PLACED_FORMATS = ("nifti", "nrrd", "dicom", "itk")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -88,6 +90,13 @@ class Image:
     def is_volume(self) -> bool:
         """Whether there is a z axis (a volume may have a single slice)."""
         return len(self.shape) == 3
+
+    @property
+    def knows_place(self) -> bool:
+        """Whether millimetres and anatomical directions mean something, or were only assumed (a PNG, a bare array)."""
+        if self.source is not None and self.source.format in _PLACED_FORMATS:
+            return True
+        return not np.array_equal(self.affine, affine_from_spacing((1.0, 1.0, 1.0)))
 
     @property
     def geometry(self) -> Geometry:

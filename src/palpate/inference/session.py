@@ -316,17 +316,16 @@ def _shown_slices(segmentation: Segmentation) -> list[int]:
 
 def _tile(z: int, scene: _Scene, labels: np.ndarray, targets: Sequence[Target]) -> Tile:
     here = [target for target in targets if (target.z or 0) == z]
-    if scene.axis is None:
-        return Tile(scene.slices[z], labels, here, "", (1.0, 1.0), None)
+    axis = scene.axis or 0  # a picture lies in the plane of the first two voxel axes
     sizes = list(scene.image.geometry.spacing[::-1])
-    del sizes[scene.axis]
+    del sizes[axis]
     return Tile(
         scene.slices[z],
         labels,
         here,
-        f"{slice_name(scene.image, scene.axis)} {z}",
-        (sizes[0], sizes[1]),
-        slice_letters(scene.image, scene.axis),
+        title="" if scene.axis is None else f"{slice_name(scene.image, axis)} {z}",
+        pixel_size=(sizes[0], sizes[1]),
+        letters=slice_letters(scene.image, axis) if scene.image.knows_place else None,
     )
 
 
@@ -384,9 +383,7 @@ def _objects(
     counts = np.bincount(labels.ravel())
     # Not the product of the spacings: a tilted gantry shears the voxels, which makes them no larger.
     voxel_mm3 = float(abs(np.linalg.det(scene.image.affine[:3, :3])))
-    knows_mm = scene.axis is not None or (
-        scene.image.source is not None and scene.image.source.format not in ("raster", "npz")
-    )
+    has_volume = scene.axis is not None and scene.image.knows_place
     results: list[SegmentedObject] = []
     for target, track in zip(targets, tracks, strict=True):
         voxels = int(counts[target.label]) if target.label < len(counts) else 0
@@ -397,7 +394,7 @@ def _objects(
                 name=target.name,
                 predicted_iou=_score(track),
                 voxels=voxels,
-                volume_ml=voxels * voxel_mm3 / 1000 if knows_mm and scene.axis is not None else None,
+                volume_ml=voxels * voxel_mm3 / 1000 if has_volume else None,
                 slices=(min(found), max(found)) if found and scene.axis is not None else None,
                 target=target,
             )
