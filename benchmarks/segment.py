@@ -116,12 +116,8 @@ def _rows(
     parts: dict[int, list[Target]] = defaultdict(list)
     for target in targets:
         parts[target.label].append(target)
-    if protocol == "picture":
-        # Objects are scored one by one: in one label map, overlapping masks would hide each other.
-        results = {value: [part] for value, part in parts.items()}
-    else:
-        results = dict(parts)
-    for value, asked in results.items():
+    # Objects are scored one by one: in one label map, overlapping masks would hide each other.
+    for value, asked in parts.items():
         result = session.predict_all(asked)
         found = result.mask if labels.ndim == 2 else slice_first(result.mask, result.provenance.axis or 0)
         reference = labels == value

@@ -64,7 +64,7 @@ def facts() -> list[dict[str, Any]]:
             "summary": card.summary,
             "parameters": card.parameters,
             "prompts_trained": list(card.prompts.trained),
-            "prompts_accepted": list(card.prompts.accepted),
+            "prompts_untrained": list(card.prompts.accepted + card.prompts.through_boxes),
             "licence": card.licence,
             "paper": card.paper,
             "arxiv": card.arxiv,
@@ -84,7 +84,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for heading in ("name", "prompts", "licence", "paper", "weights"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        untrained = row["prompts_accepted"]
+        untrained = row["prompts_untrained"]
         prompts = ", ".join(row["prompts_trained"]) + (f"\n(untrained: {', '.join(untrained)})" if untrained else "")
         here = row["weights"] is not None
         table.add_row(

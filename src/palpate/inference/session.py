@@ -18,6 +18,7 @@ from palpate.images.image import Image
 from palpate.images.intensity import Intensity, intensity_for, parse_intensity, to_uint8
 from palpate.images.modality import with_modality
 from palpate.images.slices import slice_back, slice_first, slice_letters, slice_name, slicing_axis
+from palpate.inference.box_search import Answer, best_box
 from palpate.inference.embeddings import EmbeddingStore, embedding_key
 from palpate.inference.preview import LegendLine, Tile, draw
 from palpate.inference.propagation import SliceMask, Track, propagate
@@ -225,20 +226,30 @@ class Session:
         kind, support = _KINDS[type(prompt)], self.runtime.prompts
         if kind in support.trained:
             return
-        if kind not in support.accepted:
-            raise UnsupportedPrompt(
-                f"{self.runtime.model} does not take a {kind} prompt; it takes {', '.join(support.trained)}"
-            )
-        notes[
-            f"{self.runtime.model} was trained with {', '.join(support.trained)} prompts only; a {kind} prompt works "
-            "less well, so look at the mask, or add a box"
-        ] = None
+        trained = ", ".join(support.trained)
+        if kind in support.through_boxes:
+            notes[
+                f"{self.runtime.model} was trained with {trained} prompts only; the {kind} prompt was answered by the "
+                "box that fits it best, so look at the mask, or draw a box"
+            ] = None
+        elif kind in support.accepted:
+            notes[
+                f"{self.runtime.model} was trained with {trained} prompts only; a {kind} prompt works less well, so "
+                "look at the mask, or add a box"
+            ] = None
+        else:
+            raise UnsupportedPrompt(f"{self.runtime.model} does not take a {kind} prompt; it takes {trained}")
 
     def _track(self, target: Target, scene: _Scene, *, until_end: bool) -> Track:
         start = target.z or 0
         whole = (0, scene.depth - 1) if until_end else (start, start)
         first, last = target.z_range or whole
-        return Track(self.runtime.frame.prompts(target.prompts, scene.shape), start, first, last)
+        prompt = self.runtime.frame.prompts(target.prompts, scene.shape)
+        if any(_KINDS[type(mark)] in self.runtime.prompts.through_boxes for mark in target.prompts):
+            content = self.runtime.frame.content_shape(scene.shape)
+            box = best_box(prompt, lambda prompts: self._answers(start, prompts), content=content)
+            prompt = CanvasPrompt(box=box)
+        return Track(prompt, start, first, last)
 
     def _embedding(self, z: int) -> ImageEmbedding:
         scene = self._ready()
@@ -251,16 +262,21 @@ class Session:
         return embedding
 
     def _decode(self, z: int, prompts: Sequence[CanvasPrompt]) -> list[SliceMask]:
-        scene = self._ready()
+        shape = self._ready().shape
+        return [
+            SliceMask.of(self.runtime.frame.image(logits, shape) > 0, predicted_iou)
+            for logits, predicted_iou in self._answers(z, prompts)
+        ]
+
+    def _answers(self, z: int, prompts: Sequence[CanvasPrompt]) -> list[Answer]:
+        """Logits on the canvas and predicted IoU of each prompt; prompts of the same parts decode as one batch."""
         embedding = self._embedding(z)
-        masks: dict[int, SliceMask] = {}
+        answers: dict[int, Answer] = {}
         for members in _alike(prompts):
-            batch = _batch([prompts[i] for i in members])
-            prediction = self.runtime.decode(embedding, batch)
+            prediction = self.runtime.decode(embedding, _batch([prompts[i] for i in members]))
             for i, logits, iou in zip(members, prediction.logits, prediction.predicted_iou, strict=True):
-                mask = self.runtime.frame.image(logits[0], scene.shape) > 0
-                masks[i] = SliceMask.of(mask, float(iou[0]))
-        return [masks[i] for i in range(len(prompts))]
+                answers[i] = Answer(logits[0], float(iou[0]))
+        return [answers[i] for i in range(len(prompts))]
 
     def _provenance(self, scene: _Scene, overlap: str, *, until_end: bool) -> Provenance:
         return Provenance(

@@ -63,7 +63,7 @@ CARDS = (
         parameters=9_791_300,
         build=_lite_medsam,
         frame=LITE_MEDSAM_FRAME,
-        prompts=PromptSupport(trained=("box",), accepted=("points", "scribble", "mask")),
+        prompts=PromptSupport(trained=("box",), through_boxes=("points", "scribble", "mask")),
         layout="lite-medsam",
         rename=_from_segment_anything,
         weights=WeightsSource(

@@ -106,8 +106,11 @@ class WeightsSource:
 
 @dataclass(frozen=True)
 class PromptSupport:
-    """Which prompts a model takes, and which of them it was trained with."""
+    """Which prompts a model takes: those it was trained with, and two ways of taking others."""
 
     trained: tuple[PromptKind, ...]
     accepted: tuple[PromptKind, ...] = field(default=())
-    """Taken, but never seen in training: expect less."""
+    """Given to the network as they are, though it never saw them in training: expect less."""
+    through_boxes: tuple[PromptKind, ...] = field(default=())
+    """Answered by the box that fits them best, because the network makes nothing of them; see
+    `palpate.inference.box_search`."""
