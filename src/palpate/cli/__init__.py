@@ -28,6 +28,7 @@ def _show_version(wanted: bool) -> None:
 
         typer.echo(f"palpate {version('palpate')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -144,6 +144,8 @@ def to_uint8(image: Image, intensity: Intensity) -> UInt8[np.ndarray, "..."]:
     elif isinstance(intensity, Percentiles):
         seen = array[array != 0]
         low, high = (float(value) for value in np.percentile(seen, (intensity.low, intensity.high)))
+        if low == high:  # one value beside zero, as in a mask: the contrast is to zero
+            low, high = float(array.min()), float(array.max())
     else:
         low, high = float(array.min()), float(array.max())
     bottom, top = (min(max(float(value), low), high) for value in (array.min(), array.max()))

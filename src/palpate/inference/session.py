@@ -92,6 +92,9 @@ class Session:
             ImageError: nothing to see in it.
             SettingError: a modality, rule or axis that does not exist.
         """
+        previous, self._scene = self._scene, None  # if this image is refused, the last one must not answer for it
+        if previous is None or previous.image.array is not image.array:
+            self._embeddings.clear()
         image = with_modality(image, modality)
         if isinstance(intensity, str):
             intensity = parse_intensity(intensity)
@@ -315,16 +318,22 @@ def load(model: str = "lite-medsam", *, device: str = "auto", weights: str | Pat
 
 
 def _shown_slices(segmentation: Segmentation) -> list[int]:
-    """The prompted slices, filled up to six from the range that was segmented."""
+    """The prompted slices, and where objects were carried through slices, as many of those as there is room for."""
     prompted = sorted({item.target.z or 0 for item in segmentation.objects})
-    ranges = [item.slices for item in segmentation.objects if item.slices]
-    if len(prompted) == 1 and not any(first != last for first, last in ranges):
+    if len(prompted) > _PREVIEW_TILES:
+        prompted = [prompted[i] for i in np.linspace(0, len(prompted) - 1, _PREVIEW_TILES).round().astype(int)]
+    carried = [
+        item.slices
+        for item in segmentation.objects
+        if item.slices and (item.target.z_range or segmentation.provenance.until_end)
+    ]
+    if not carried:
         return prompted
-    first = min([low for low, _ in ranges] + prompted)
-    last = max([high for _, high in ranges] + prompted)
+    first = min([low for low, _ in carried] + prompted)
+    last = max([high for _, high in carried] + prompted)
     spread = np.linspace(first, last, min(_PREVIEW_TILES, last - first + 1)).round().astype(int).tolist()
     # The prompted slices are the ones to look at first; they take the place of their nearest neighbours.
-    for z in prompted[:_PREVIEW_TILES]:
+    for z in prompted:
         if z not in spread:
             spread[int(np.argmin([abs(z - other) if other not in prompted else np.inf for other in spread]))] = z
     return sorted(spread)
@@ -396,13 +405,15 @@ def _painted(targets: Sequence[Target], tracks: Sequence[Track], scene: _Scene, 
 def _objects(
     targets: Sequence[Target], tracks: Sequence[Track], labels: np.ndarray, scene: _Scene
 ) -> tuple[SegmentedObject, ...]:
-    counts = np.bincount(labels.ravel())
+    # Slice by slice, because bincount works on a copy of eight bytes a voxel.
+    top = max(target.label for target in targets)
+    counts = sum(np.bincount(part.ravel(), minlength=top + 1) for part in np.atleast_3d(labels))
     # Not the product of the spacings: a tilted gantry shears the voxels, which makes them no larger.
     voxel_mm3 = float(abs(np.linalg.det(scene.image.affine[:3, :3])))
     has_volume = scene.axis is not None and scene.image.knows_place
     results: list[SegmentedObject] = []
     for target, track in zip(targets, tracks, strict=True):
-        voxels = int(counts[target.label]) if target.label < len(counts) else 0
+        voxels = int(counts[target.label])
         found = [number for number, mask in track.masks.items() if mask.area]
         results.append(
             SegmentedObject(
