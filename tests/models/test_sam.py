@@ -248,3 +248,19 @@ def test_two_way_blocks_have_the_epsilon_sam_was_trained_with(decoder: SamPrompt
 
 def test_the_attention_is_chosen_so_that_transformers_does_not_warn(decoder: SamPromptDecoder) -> None:
     assert decoder.mask_decoder.config._attn_implementation == "sdpa"
+
+
+def test_nothing_trains_the_random_directions_of_positions(decoder: SamPromptDecoder) -> None:
+    assert not [name for name, _ in decoder.named_parameters() if "positional_embedding" in name]
+    assert "prompt_encoder.shared_embedding.positional_embedding" in decoder.state_dict()
+
+
+def test_names_go_to_segment_anything_and_come_back(decoder: SamPromptDecoder) -> None:
+    ours = {f"prompt_decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
+    ours["image_encoder.neck.0.weight"] = torch.zeros(1)
+    theirs = to_segment_anything(ours)
+    assert "mask_decoder.output_hypernetworks_mlps.3.layers.2.bias" in theirs
+    assert "mask_decoder.transformer.layers.1.norm4.weight" in theirs
+    assert "prompt_encoder.mask_downscaling.6.weight" in theirs
+    assert "image_encoder.neck.0.weight" in theirs
+    assert list(from_segment_anything(theirs)) == list(ours)
