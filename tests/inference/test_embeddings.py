@@ -138,3 +138,12 @@ class TestTheKey:
             self.key(model="mw", weights_hash=""),
         }
         assert len(keys) == 6
+
+
+def test_dropping_what_was_spilled_keeps_what_is_in_memory() -> None:
+    store = EmbeddingStore(memory_bytes=2 * 4 * 4 * 4)
+    for name in "abc":
+        store.put(name, ImageEmbedding(np.full((1, 1, 4, 4), ord(name), dtype=np.float32)))
+    store.drop_spilled()
+    assert [name in store for name in "abc"] == [False, True, True]
+    assert store.get("a") is None

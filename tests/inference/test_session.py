@@ -501,3 +501,11 @@ def test_the_canvas_is_the_models(fake_session: Session) -> None:
     session = on(Session(FakeRuntime(frame=Frame(size=256))), BOTH)
     session.predict(Box(10, 10, 20, 20))
     assert session.runtime.batches[0].boxes.tolist() == [[40, 40, 80, 80]]
+
+
+def test_an_image_that_is_refused_does_not_leave_the_last_one_to_answer(fake_session: Session) -> None:
+    fake_session.set_image(Image(np.eye(16, dtype=np.uint8)))
+    with pytest.raises(ImageError, match="constant"):
+        fake_session.set_image(Image(np.zeros((16, 16), dtype=np.uint8)))
+    with pytest.raises(PromptError, match="no image is set"):
+        fake_session.predict(Box(1, 1, 5, 5))

@@ -70,6 +70,12 @@ class EmbeddingStore:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
+    def drop_spilled(self) -> None:
+        """Forget what went to the temporary folder, and keep what is in memory."""
+        held = self._held.copy()
+        self.clear()
+        self._held.update(held)
+
     def _spill(self, key: str, embedding: ImageEmbedding) -> None:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="palpate-embeddings-"))

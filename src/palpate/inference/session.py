@@ -94,7 +94,7 @@ class Session:
         """
         previous, self._scene = self._scene, None  # if this image is refused, the last one must not answer for it
         if previous is None or previous.image.array is not image.array:
-            self._embeddings.clear()
+            self._embeddings.drop_spilled()  # a long row of volumes must not fill the disk
         image = with_modality(image, modality)
         if isinstance(intensity, str):
             intensity = parse_intensity(intensity)
