@@ -71,12 +71,19 @@ def test_a_box_on_one_slice_is_carried_to_both_ends(palpate: Run, ct_volume: Pat
     np.testing.assert_array_equal(source.affine, written.affine)  # type: ignore[attr-defined]
 
 
-def test_until_end_stops_where_the_object_stops(palpate: Run, ct_volume: Path) -> None:
+def test_until_end_stops_near_where_the_object_stops(palpate: Run, ct_volume: Path) -> None:
     answer = palpate("predict", ct_volume, *BALL, "--until-end", "-o", "found.nii.gz", "--json")
     first, last = answer.json["results"][0]["slices"]
-    # The ball spans slices 3 to 11 of 0 to 14.
-    assert abs(first - 3) <= 1
-    assert abs(last - 11) <= 1
+    # The ball spans slices 3 to 11 of 0 to 14; on real volumes the rule is about three slices off on average.
+    assert abs(first - 3) <= 2
+    assert abs(last - 11) <= 2
+
+
+def test_a_click_alone_finds_the_ball(palpate: Run, ct_volume: Path) -> None:
+    answer = palpate("predict", ct_volume, "--slice", 7, "--point", 40, 34, "-o", "clicked.nii.gz", "--json")
+    assert any("answered by the box that fits it best" in note for note in answer.json["notes"])
+    found, truth = _labels(Path("clicked.nii.gz"))[7] > 0, _labels(Path("ball.nii.gz"))[7] > 0
+    assert dice(found, truth) > 0.9
 
 
 def test_what_json_prints_makes_the_same_mask_again(palpate: Run, ct_volume: Path) -> None:
@@ -129,7 +136,7 @@ def test_dicom_in_gives_dicom_seg_out(palpate: Run, ct_slice: Path) -> None:
     import highdicom
 
     seg = highdicom.seg.segread("canal.dcm")
-    assert seg.segment_numbers == range(1, 2)
+    assert list(seg.segment_numbers) == [1]
     assert "palpate" in seg.get_segment_description(1).SegmentAlgorithmName
     palpate("predict", ct_slice, *box, "-o", "canal.png")
     # By frame, because an image of one slice has no spacing that a volume could be made of.
