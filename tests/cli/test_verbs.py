@@ -87,5 +87,14 @@ def test_points_of_two_words_are_joined_and_the_rest_left_alone() -> None:
     assert joined_points(words) == joined
 
 
+@pytest.mark.parametrize("point", ["120,80", "120", "120 80:-"])
+def test_a_point_takes_no_option_for_its_second_number(point: str) -> None:
+    assert joined_points(["--point", point, "-o", "m.png"]) == ["--point", point, "-o", "m.png"]
+
+
+def test_a_point_may_have_negative_numbers() -> None:
+    assert joined_points(["--point", "-3", "-.5"]) == ["--point", "-3 -.5"]
+
+
 def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert _said(capsys, "--version").startswith("palpate 0.")

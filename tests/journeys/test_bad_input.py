@@ -95,6 +95,39 @@ def test_an_output_that_cannot_be_is_refused_first(palpate: Run, picture: Path, 
     _refused(palpate("predict", picture, "--box", 15, 10, 34, 29, "-o", name))
 
 
+def test_a_result_that_the_output_cannot_hold_is_refused_first(palpate: Run, picture: Path, ct_volume: Path) -> None:
+    _refused(palpate("predict", picture, "--box", 15, 10, 34, 29, "-o", "out.dcm"), "not DICOM")
+    box = ("--box", 24, 20, 56, 48, "--slice", 7)
+    _refused(palpate("predict", ct_volume, *box, "--z", 3, 11, "-o", "out.png"), "one slice")
+    _refused(palpate("predict", ct_volume, *box, "--until-end", "-o", "out.png"), "one slice")
+
+
+def test_the_image_itself_is_never_overwritten(palpate: Run, picture: Path, ct_slice: Path) -> None:
+    box = ("--box", 15, 10, 34, 29, "--overwrite")
+    before = picture.read_bytes()
+    _refused(palpate("predict", picture, *box, "-o", picture), "the image itself")
+    _refused(palpate("predict", picture, *box, "--preview", picture), "the image itself")
+    assert picture.read_bytes() == before
+    series = Path("series")
+    series.mkdir()
+    (series / "1.dcm").write_bytes(ct_slice.read_bytes())
+    _refused(palpate("predict", series, *box, "-o", "series/1.dcm"), "the image itself")
+    assert (series / "1.dcm").read_bytes() == ct_slice.read_bytes()
+
+
+def test_mask_and_preview_in_one_file_are_refused(palpate: Run, picture: Path) -> None:
+    box = ("--box", 15, 10, 34, 29, "--overwrite")
+    _refused(palpate("predict", picture, *box, "-o", "out.png", "--preview", "./out.png"), "different names")
+
+
+def test_options_that_the_prompts_would_ignore_are_refused(palpate: Run, picture: Path) -> None:
+    Path("prompts.json").write_text(json.dumps({"objects": [{"box": [15, 10, 34, 29]}]}))
+    _refused(palpate("predict", picture, "--prompts", "prompts.json", "--name", "organ", "-o", "out.png"), "--name")
+    np.savez("2D.npz", imgs=np.asarray(Picture.open(picture)), boxes=np.array([[15, 10, 34, 29]]))
+    for option in (("--name", "organ"), ("--slice", 0), ("--z", 0, 0)):
+        _refused(palpate("predict", "2D.npz", *option, "-o", "out.png"), "leave --slice, --z and --name out")
+
+
 def _nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
     nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine).to_filename(path)
     return path

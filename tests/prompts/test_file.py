@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image as Picture
 
 from palpate.errors import PromptError
+from palpate.images import Image, read
 from palpate.prompts import Box, MaskPrompt, Points, Prompt, Scribble, Target
 from palpate.prompts.file import (
     RunLengths,
@@ -165,8 +166,42 @@ class TestWhatAFileMaySay:
         assert np.argwhere(prompt.mask).tolist() == [[1, 1], [1, 2]]
         with pytest.raises(PromptError, match=r"objects\[0\].*volume of 3 slices; say which one"):
             read_prompts(written(folder, {"mask": "guess.nii.gz"}))
+        (middle,) = read_prompts(written(folder, {"mask": "guess.nii.gz", "z": [1, 4]}))
+        assert middle.z == 2
         with pytest.raises(PromptError, match=r"has slices 0..2; slice 3 does not exist"):
             read_mark(folder / "guess.nii.gz", z=3)
+
+    def test_a_mark_on_another_grid_than_the_image_is_refused(self, folder: Path) -> None:
+        nibabel = pytest.importorskip("nibabel")
+        affine = np.diag([-1.0, -1.0, 3.0, 1.0])
+        voxels = np.zeros((5, 4, 3), dtype=np.uint8)  # x, y, z
+        voxels[1:3, 1, 2] = 1
+        mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
+        mirror[0, 3] = 4
+        grids = {
+            "image": (voxels, affine),
+            "mark": (voxels, affine + 1e-3 * np.eye(4)),  # a header rounds
+            "flipped": (voxels[::-1], affine @ mirror),  # the same place, stored the other way round
+            "cropped": (voxels[..., 1:], affine),
+            "shifted": (voxels, affine + np.eye(4, k=3)),
+        }
+        for name, (array, place) in grids.items():
+            nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(array), place), folder / f"{name}.nii")
+        image = read(folder / "image.nii")
+        assert read_mark(folder / "mark.nii", z=2, image=image).sum() == 2
+        for name in ("flipped", "cropped", "shifted"):
+            with pytest.raises(PromptError, match="another grid"):
+                read_mark(folder / f"{name}.nii", z=1, image=image)
+            with pytest.raises(PromptError, match=r"objects\[0\]: .*another grid"):
+                read_prompts(written(folder, {"mask": f"{name}.nii", "slice": 1}), image=image)
+
+    def test_a_mark_is_cut_as_its_image_is(self, folder: Path) -> None:
+        # The image's voxels are longest along y, so that is its slicing axis; the mark says nothing of lengths.
+        image = Image(np.zeros((3, 4, 5)), np.diag([-1.0, -3.0, 1.0, 1.0]))
+        drawn = np.zeros((3, 4, 5), dtype=np.uint8)
+        drawn[1, 2, 3] = 1
+        np.savez(folder / "3D_mark.npz", imgs=drawn)
+        assert np.argwhere(read_mark(folder / "3D_mark.npz", z=2, image=image)).tolist() == [[1, 3]]
 
     def test_a_colour_picture_is_no_mark(self, folder: Path) -> None:
         Picture.new("RGB", (4, 4), (255, 0, 0)).save(folder / "red.png")

@@ -192,3 +192,9 @@ class TestTarget:
     ) -> None:
         with pytest.raises(PromptError, match=told):
             Target(prompts, label=label, z_range=z_range)
+
+
+def test_a_name_that_no_file_could_hold_is_refused() -> None:
+    assert Target((Box(1, 2, 3, 4),), name="Drüse 肝臓").name == "Drüse 肝臓"
+    with pytest.raises(PromptError, match="half a character"):
+        Target((Box(1, 2, 3, 4),), name="\ud800x")

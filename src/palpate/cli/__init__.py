@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated
 
@@ -22,7 +23,7 @@ app.command("info", no_args_is_help=True)(info.info)
 app.add_typer(models.app, name="models")
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
@@ -52,11 +53,12 @@ def joined_points(arguments: list[str]) -> list[str]:
     ['--point', '120 80:-', '-o', 'm.png']
     """
     joined: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        joined.append(argument)
-        if argument == "--point":
-            x = next(rest, None)
-            y = next(rest, None) if x is not None and " " not in x else None
-            joined += [" ".join(value for value in (x, y) if value is not None)] if x is not None else []
+    rest = list(arguments)
+    while rest:
+        joined.append(rest.pop(0))
+        if joined[-1] == "--point" and rest:
+            x = rest.pop(0)
+            # `--point 120,80 -o` is whole, and in `--point 120 -o` the second number was forgotten.
+            whole = re.search(r"[\s,]", x) or not rest or re.match(r"-[^\d.]", rest[0])
+            joined.append(x if whole else f"{x} {rest.pop(0)}")
     return joined

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from palpate.cli.terminal import reporting_errors, say, say_json
-from palpate.errors import PromptError
+from palpate.errors import OutputError, PromptError
 
 if TYPE_CHECKING:
     from palpate.images import Image
@@ -88,12 +88,13 @@ def predict(
     with reporting_errors(as_json=as_json):
         if output is None and preview is None and not as_json:
             raise PromptError("say where the result goes: -o mask.nii.gz, --preview look.png or --json")
-        _check_outputs(output, preview, overwrite=overwrite)
+        _check_paths(output, preview, overwrite=overwrite)
         # Everything wrong with the words is said before torch is loaded, which takes seconds.
         from palpate.images import read
 
         picture = read(image, series=series)
         targets = _targets(image, picture, prompts, box, point, scribble, mask, slice_number, z, axis, name)
+        _check_outputs(picture, targets, output, preview, until_end=until_end)
 
         from palpate.inference.session import load
 
@@ -148,24 +149,33 @@ def _targets(
 ) -> list[Target]:
     from palpate.prompts import Box, MaskPrompt, Points, Target
     from palpate.prompts.file import read_mark, read_prompts, scribble_from
+    from palpate.prompts.types import middle_of
 
     given: list[Prompt] = []
+    drawn_on = middle_of(z) if slice_number is None and z is not None else slice_number
     if box is not None:
         given.append(Box(*box, z=slice_number))
     if point:
         parsed = [parse_point(text) for text in point]
         given.append(Points([p[:2] for p in parsed], [p[2] for p in parsed], z=slice_number))
     if scribble is not None:
-        given.append(scribble_from(read_mark(scribble, z=slice_number, axis=axis), z=slice_number))
+        given.append(scribble_from(read_mark(scribble, z=drawn_on, axis=axis, image=picture), z=slice_number))
     if mask is not None:
-        given.append(MaskPrompt(read_mark(mask, z=slice_number, axis=axis) != 0, z=slice_number))
+        given.append(MaskPrompt(read_mark(mask, z=drawn_on, axis=axis, image=picture) != 0, z=slice_number))
     if prompts is not None:
-        if given or slice_number is not None or z is not None:
-            raise PromptError("--prompts says everything about the objects; leave --box, --point, --slice and --z out")
-        return read_prompts(prompts, axis=axis)
+        if given or slice_number is not None or z is not None or name:
+            raise PromptError(
+                "--prompts says everything about the objects; leave --box, --point, --scribble, --mask, --slice, --z "
+                "and --name out"
+            )
+        return read_prompts(prompts, axis=axis, image=picture)
     if given:
         return [Target(tuple(given), name=name, z_range=z)]
     if targets := _boxes_in_file(path, picture):
+        if slice_number is not None or z is not None or name:
+            raise PromptError(
+                f"the boxes in {path} say which slices they are for; leave --slice, --z and --name out, or give a --box"
+            )
         return targets
     raise PromptError("nothing to segment: give --box, --point, --scribble, --mask or --prompts")
 
@@ -191,13 +201,41 @@ def _boxes_in_file(path: Path, picture: Image) -> list[Target]:
     return targets
 
 
-def _check_outputs(output: Path | None, preview: Path | None, *, overwrite: bool) -> None:
+def _check_paths(output: Path | None, preview: Path | None, *, overwrite: bool) -> None:
     from palpate.images.formats import check_writable
 
     if output is not None:
         check_writable(output, overwrite=overwrite)
     if preview is not None:
         check_writable(preview, overwrite=overwrite, kinds=_PREVIEW_KINDS)
+    if output is not None and preview is not None and output.resolve() == preview.resolve():
+        raise OutputError(f"the mask and the preview would both be {output}; give them different names")
+
+
+def _check_outputs(
+    picture: Image, targets: list[Target], output: Path | None, preview: Path | None, *, until_end: bool
+) -> None:
+    """Refuse, before any work, what would lose the image or could not hold the result."""
+    source = picture.source
+    originals = {path.resolve() for path in (source.path, *source.files)} if source is not None else set[Path]()
+    for path in (output, preview):
+        if path is not None and path.resolve() in originals:
+            raise OutputError(f"{path} is the image itself, which --overwrite would destroy; give another name")
+    if output is None:
+        return
+    suffix = output.suffix.lower()
+    if suffix == ".dcm" and (source is None or source.format != "dicom"):
+        raise OutputError(
+            "a DICOM SEG refers to the DICOM images it was drawn on, and this image is not DICOM; "
+            "write the mask as .nii.gz or .nrrd"
+        )
+    if suffix == ".png" and picture.is_volume:
+        touched = {number for target in targets for number in (target.z, *(target.z_range or ()))}
+        whole = until_end and min(picture.shape) > 1 and any(target.z_range is None for target in targets)
+        if whole or len(touched - {None}) > 1:
+            raise OutputError(
+                "a PNG holds one slice, and several slices are asked for; write .nii.gz, .nrrd or .npz instead"
+            )
 
 
 def _write(

@@ -29,15 +29,18 @@ from jaxtyping import Bool
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from palpate.errors import InputError, PromptError
-from palpate.images import read
+from palpate.images import Image, read
 from palpate.images.slices import slice_first, slicing_axis
-from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target
+from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target, middle_of
 
 # Finite numbers only: JSON has no NaN, but Python's reader takes it.
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Box = Annotated[list[_Number], Field(min_length=4, max_length=6)]
 _Point = Annotated[list[_Number], Field(min_length=2, max_length=3)]
 _Slice = Annotated[int, Field(ge=0)]
+
+_SAME_GRID = 0.1
+"""How far, in voxels, a mask's corners may lie from the image's: headers round."""
 
 
 class RunLengths(BaseModel):
@@ -74,8 +77,10 @@ class _File(BaseModel):
     objects: Annotated[list[_Object], Field(min_length=1)]
 
 
-def read_prompts(path: str | Path, *, axis: str | None = None) -> list[Target]:
-    """The targets of a prompts file. `axis` says along which axis volumes given as `scribble` or `mask` are cut.
+def read_prompts(path: str | Path, *, axis: str | None = None, image: Image | None = None) -> list[Target]:
+    """The targets of a prompts file.
+
+    Volumes given as `scribble` or `mask` are cut along `axis`, and must lie on the grid of `image`, if that is given.
 
     Raises:
         PromptError: not readable, not JSON, or a field that is wrong; the message starts with its place in the file.
@@ -94,7 +99,7 @@ def read_prompts(path: str | Path, *, axis: str | None = None) -> list[Target]:
     targets: list[Target] = []
     for number, item in enumerate(objects):
         try:
-            targets += _targets(item, label=item.label or number + 1, folder=path.parent, axis=axis)
+            targets += _targets(item, label=item.label or number + 1, folder=path.parent, axis=axis, image=image)
         except InputError as error:
             raise PromptError(f"{path}: objects[{number}]: {error}") from None
     return targets
@@ -125,19 +130,24 @@ def target_to_json(target: Target) -> dict[str, Any]:
     return entry
 
 
-def read_mark(path: str | Path, *, z: int | None = None, axis: str | None = None) -> np.ndarray:
-    """A drawn picture as a 2D array of whole numbers; of a volume, slice `z`.
+def read_mark(
+    path: str | Path, *, z: int | None = None, axis: str | None = None, image: Image | None = None
+) -> np.ndarray:
+    """A drawn picture as a 2D array of its values; of a volume, slice `z`, cut as `image` is.
 
     Raises:
-        PromptError: a colour picture, or a volume without a slice number.
+        PromptError: a colour picture, a volume without a slice number, or one that lies elsewhere than `image`.
         FormatError: the file cannot be read.
     """
-    image = read(path)
-    if image.colour:
+    mark = read(path)
+    if mark.colour:
         raise PromptError(f"{path} is a colour picture; a scribble or mask is drawn in one channel, 0 where nothing is")
-    if not image.is_volume:
-        return image.array
-    slices = slice_first(image.array, slicing_axis(image, axis))
+    if not mark.is_volume:
+        return mark.array
+    if image is not None and image.is_volume and image.knows_place and mark.knows_place:
+        _require_grid(mark, image, path)
+    cut = image if image is not None and image.shape == mark.shape else mark
+    slices = slice_first(mark.array, slicing_axis(cut, axis))
     if z is None and len(slices) > 1:
         raise PromptError(f"{path} is a volume of {len(slices)} slices; say which one the prompt was drawn on (slice)")
     if (z or 0) >= len(slices):
@@ -173,16 +183,28 @@ def from_run_lengths(code: RunLengths) -> Bool[np.ndarray, "row column"]:
     return np.repeat(values, code.counts).reshape(code.size, order="F")
 
 
-def _targets(item: _Object, *, label: int, folder: Path, axis: str | None) -> list[Target]:
+def _require_grid(mark: Image, image: Image, path: str | Path) -> None:
+    # A mask from another tool may be cropped (3D Slicer) or flipped (dcm2niix); by number, its slices would be others.
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    far = corners * [*(extent - 1 for extent in image.shape[::-1]), 1]
+    shift = np.linalg.norm(far @ (mark.affine - image.affine).T, axis=1).max()
+    if mark.shape != image.shape or shift > _SAME_GRID * min(image.geometry.spacing):
+        raise PromptError(
+            f"{path} lies on another grid than the image (cropped, flipped or resampled); bring it to the image's grid"
+        )
+
+
+def _targets(item: _Object, *, label: int, folder: Path, axis: str | None, image: Image | None) -> list[Target]:
     boxes = ([item.box] if item.box is not None else []) + (item.boxes or [])
     others: list[Prompt] = []
+    drawn_on = middle_of(item.z) if item.slice is None and item.z is not None else item.slice
     if item.points:
         marks = [point[2] if len(point) == 3 else 1 for point in item.points]
         others.append(Points([point[:2] for point in item.points], marks, z=item.slice))
     if item.scribble is not None:
-        others.append(scribble_from(_mark(item.scribble, folder, item.slice, axis), z=item.slice))
+        others.append(scribble_from(_mark(item.scribble, folder, drawn_on, axis, image), z=item.slice))
     if item.mask is not None:
-        others.append(MaskPrompt(_mark(item.mask, folder, item.slice, axis) != 0, z=item.slice))
+        others.append(MaskPrompt(_mark(item.mask, folder, drawn_on, axis, image) != 0, z=item.slice))
     if len(boxes) > 1 and others:
         raise PromptError(
             "several boxes and other prompts together leave open which belong together; give each box and its points "
@@ -209,10 +231,10 @@ def _box_target(numbers: list[float], others: tuple[Prompt, ...], item: _Object,
     )
 
 
-def _mark(mark: str | RunLengths, folder: Path, z: int | None, axis: str | None) -> np.ndarray:
+def _mark(mark: str | RunLengths, folder: Path, z: int | None, axis: str | None, image: Image | None) -> np.ndarray:
     if isinstance(mark, RunLengths):
         return from_run_lengths(mark).astype(np.uint8)
-    return read_mark(folder / mark, z=z, axis=axis)
+    return read_mark(folder / mark, z=z, axis=axis, image=image)
 
 
 def _told(error: ValidationError) -> str:

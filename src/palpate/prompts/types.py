@@ -230,6 +230,10 @@ class Target:
             raise PromptError("an object needs at least one prompt: a box, a point, a scribble or a mask")
         if self.label < 1:
             raise PromptError(f"label {self.label} is taken by the background; labels start at 1")
+        if not self.name.isascii() and self.name != self.name.encode(errors="replace").decode():
+            raise PromptError(
+                f"the name {self.name!r} is not text that a file could hold (half a character); correct it"
+            )
         slices = {prompt.z for prompt in self.prompts}
         if len(slices) > 1:
             raise PromptError(
@@ -250,8 +254,13 @@ class Target:
         The middle is int((z_max - z_min) / 2 + z_min), as in LiteMedSAM's 3D inference.
         """
         if self.prompts[0].z is None and self.z_range is not None:
-            return (self.z_range[1] - self.z_range[0]) // 2 + self.z_range[0]
+            return middle_of(self.z_range)
         return self.prompts[0].z
+
+
+def middle_of(z_range: tuple[int, int]) -> int:
+    """The slice that a prompt without one was drawn on."""
+    return (z_range[1] - z_range[0]) // 2 + z_range[0]
 
 
 def _spread_points(stroke: Bool[np.ndarray, "row column"]) -> list[tuple[float, float]]:
