@@ -407,7 +407,9 @@ def _objects(
 ) -> tuple[SegmentedObject, ...]:
     # Slice by slice, because bincount works on a copy of eight bytes a voxel.
     top = max(target.label for target in targets)
-    counts = sum(np.bincount(part.ravel(), minlength=top + 1) for part in np.atleast_3d(labels))
+    counts = np.zeros(top + 1, dtype=np.int64)
+    for part in np.atleast_3d(labels):
+        counts += np.bincount(part.ravel(), minlength=top + 1)
     # Not the product of the spacings: a tilted gantry shears the voxels, which makes them no larger.
     voxel_mm3 = float(abs(np.linalg.det(scene.image.affine[:3, :3])))
     has_volume = scene.axis is not None and scene.image.knows_place

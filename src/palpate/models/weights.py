@@ -194,8 +194,8 @@ def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> d
     Wrappers of training checkpoints (`model`, `state_dict`, a `module.` before each name) are taken off.
 
     Raises:
-        WeightsError: there is no such file; its SHA-256 is not `sha256`; it is cut short; it is a pickle that could
-            run code; or it belongs to another model than `wanted`.
+        WeightsError: there is no such file; it cannot be read; its SHA-256 is not `sha256`; it is cut short; it is a
+            pickle that could run code; or it belongs to another model than `wanted`.
     """
     if not path.is_file():
         if path == stored(wanted.name):
@@ -204,12 +204,15 @@ def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> d
                 f"them ({wanted.weights.size_bytes / 1e6:.0f} MB)"
             )
         raise WeightsError(f"there is no file {path}")
-    if sha256 is not None and (found := _file_hash(path)) != sha256:
-        raise WeightsError(
-            f"{path.name} is not the published file: its SHA-256 is {found}, that of the published file {sha256}; "
-            "it is not used"
-        )
-    state = _tensors(_read(path), path)
+    try:
+        if sha256 is not None and (found := _file_hash(path)) != sha256:
+            raise WeightsError(
+                f"{path.name} is not the published file: its SHA-256 is {found}, that of the published file {sha256}; "
+                "it is not used"
+            )
+        state = _tensors(_read(path), path)
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
     layout = recognise(state)
     if layout is None:
         some = ", ".join(sorted(state)[:3])
