@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, no_type_check
 
 import typer
 
@@ -14,6 +14,7 @@ app = typer.Typer(help="List the models, fetch their weights, or add a file you 
 
 
 @app.callback(invoke_without_command=True)
+@no_type_check  # typer must see `typer.Context` here and passes the class it is made from
 def models(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
