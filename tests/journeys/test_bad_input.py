@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from conftest import Answer, Run
+from command_line import Answer, Run
 
 pytestmark = [pytest.mark.weights, pytest.mark.usefixtures("weights")]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from conftest import Run
+from command_line import Run
 from palpate.metrics import dice
 
 pytestmark = [pytest.mark.weights, pytest.mark.usefixtures("weights")]

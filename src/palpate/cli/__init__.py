@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from typing import Annotated
 
@@ -43,6 +44,8 @@ def options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the entry point of `palpate`."""
+    # A batch system's polite kill is treated like Ctrl-C, so that temporary files go.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(joined_points(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def info(
-    image: Annotated[Path, typer.Argument(help="An image file, a DICOM file or a folder of DICOM files.")],
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="An image file, a DICOM file or a folder of DICOM files.")
+    ],
     series: Annotated[str | None, typer.Option(help="Which DICOM series: its UID, number or description.")] = None,
     modality: Annotated[str | None, typer.Option(help="Say what it is: CT, MR, US, PET, XR, photo.")] = None,
     axis: Annotated[str | None, typer.Option(help="Slice along z, y, x, axial, coronal or sagittal.")] = None,

@@ -24,7 +24,9 @@ _PREVIEW_KINDS = {".png": "raster", ".jpg": "raster", ".jpeg": "raster"}
 
 
 def predict(
-    image: Annotated[Path, typer.Argument(help="An image file, a DICOM file or a folder of DICOM files.")],
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="An image file, a DICOM file or a folder of DICOM files.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -243,26 +245,33 @@ def _write(
 ) -> None:
     from palpate.images.formats import replacing
 
+    # Drawn before anything is written: an interrupt while drawing then leaves nothing behind.
+    picture = session.preview(result) if preview is not None else None
     if output is not None:
         result.save(output, overwrite=overwrite)
-    if preview is not None:
+    if preview is not None and picture is not None:
         with replacing(preview, overwrite=overwrite) as temporary:
-            session.preview(result).save(temporary, format="PNG" if preview.suffix.lower() == ".png" else "JPEG")
+            picture.save(temporary, format="PNG" if preview.suffix.lower() == ".png" else "JPEG")
 
 
 def _lines(result: Segmentation, output: Path | None, preview: Path | None) -> list[tuple[str, str]]:
     made = result.provenance
     lines = [
-        ("image", f"{made.modality} ({made.modality_origin}), {made.intensity}"),
+        ("image", f"{_modality(made.modality, made.modality_origin)}, {made.intensity}"),
         ("model", f"{made.model} (weights {made.weights_hash[:12]}), {made.runtime}"),
     ]
     for item in result.objects:
         size = f"{item.voxels} pixels" if item.volume_ml is None else f"{item.voxels} voxels ({item.volume_ml:.2f} ml)"
-        where = f", slices {item.slices[0]}..{item.slices[1]}" if item.slices else ""
-        lines.append((item.name or f"label {item.label}", f"{size}{where}, predicted IoU {item.predicted_iou:.2f}"))
+        where = "" if item.slices is None else f", slices {item.slices[0]}..{item.slices[1]}"
+        name = " ".join(item.name.split()) or f"label {item.label}"
+        lines.append((name, f"{size}{where}, predicted IoU {item.predicted_iou:.2f}"))
     lines += [("note", note) for note in result.notes]
     lines += [("wrote", str(path)) for path in (output, preview) if path is not None]
     return lines
+
+
+def _modality(modality: str, origin: str) -> str:
+    return "modality unknown" if modality == "unknown" else f"{modality} ({origin})"
 
 
 @contextmanager

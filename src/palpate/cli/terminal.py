@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,7 @@ import typer
 
 from palpate.errors import InputError, OutputError, PalpateError
 
-USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+USAGE, FAILURE, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
 
 @contextmanager
@@ -35,12 +34,12 @@ def reporting_errors(*, as_json: bool = False) -> Generator[None]:
     except BrokenPipeError:
         # `palpate models | head`: the reader has gone. Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise typer.Exit(128 + signal.SIGPIPE) from None
+        raise typer.Exit(BROKEN_PIPE) from None
 
 
 def say(lines: list[tuple[str, str]]) -> None:
     """Two columns: what, and its value."""
-    width = max(len(name) for name, _ in lines)
+    width = min(24, max(len(name) for name, _ in lines))
     for name, value in lines:
         typer.echo(f"{name:<{width}}  {value}")
 

@@ -23,7 +23,7 @@ class SegmentedObject:
     """One object of a segmentation.
 
     `predicted_iou` is the model's own estimate of its overlap with the truth, averaged over the slices it was found
-    on; `voxels` counts its voxels in the label map; `slices` are the first and last slice with any of them.
+    on; `voxels` counts those it got in the label map; `slices` are the first and last slice with any of them.
     """
 
     label: int

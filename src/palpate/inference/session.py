@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import cast, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,6 +20,7 @@ from palpate.images.modality import with_modality
 from palpate.images.slices import slice_back, slice_first, slice_letters, slice_name, slicing_axis
 from palpate.inference.box_search import Answer, best_box
 from palpate.inference.embeddings import EmbeddingStore, embedding_key
+from palpate.inference.painting import Overlap, paint, score
 from palpate.inference.preview import LegendLine, Tile, draw
 from palpate.inference.propagation import SliceMask, Track, propagate
 from palpate.inference.runtimes import Runtime
@@ -27,9 +28,6 @@ from palpate.inference.segmentation import Provenance, Segmentation, SegmentedOb
 from palpate.models.frame import CanvasPrompt
 from palpate.models.promptable import ImageEmbedding, PromptBatch, PromptKind
 from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target
-
-Overlap = Literal["last", "first", "score"]
-"""Who gets a voxel that several objects claim: the last given, the first, or the one of the highest predicted IoU."""
 
 Progress = Callable[[int, int], None]
 """Called with slices done and slices in all (each object's slices count on their own)."""
@@ -159,10 +157,15 @@ class Session:
             done += settled
             if progress is not None:
                 progress(done, total)
-        labels = _painted(targets, tracks, scene, overlap)
+        labels, voxels = paint(
+            tracks,
+            [target.label for target in targets],
+            shape=(scene.depth, *scene.shape),
+            overlap=cast(Overlap, overlap),
+        )
         return Segmentation(
-            labels=labels if scene.axis is None else np.ascontiguousarray(slice_back(labels, scene.axis)),
-            objects=_objects(targets, tracks, labels, scene),
+            labels=labels[0] if scene.axis is None else np.ascontiguousarray(slice_back(labels, scene.axis)),
+            objects=_objects(targets, tracks, voxels, scene),
             geometry=scene.image.geometry,
             provenance=self._provenance(scene, overlap, until_end=until_end),
             notes=tuple(notes),
@@ -381,49 +384,22 @@ def _batch(prompts: Sequence[CanvasPrompt]) -> PromptBatch:
     )
 
 
-def _score(track: Track) -> float:
-    found = [mask.predicted_iou for mask in track.masks.values() if mask.area]
-    return float(np.mean(found)) if found else 0.0
-
-
-def _painted(targets: Sequence[Target], tracks: Sequence[Track], scene: _Scene, overlap: str) -> np.ndarray:
-    """The label map, slices first for a volume."""
-    top = max(target.label for target in targets)
-    labels = np.zeros((scene.depth, *scene.shape), dtype=np.uint8 if top <= 255 else np.uint16)
-    # Later paint covers earlier paint, so each policy is an order.
-    order = list(range(len(tracks)))
-    if overlap == "first":
-        order.reverse()
-    elif overlap == "score":
-        order.sort(key=lambda i: _score(tracks[i]))
-    for i in order:
-        for z, mask in tracks[i].masks.items():
-            labels[z][mask.window][mask.inside] = targets[i].label
-    return labels if scene.axis is not None else labels[0]
-
-
 def _objects(
-    targets: Sequence[Target], tracks: Sequence[Track], labels: np.ndarray, scene: _Scene
+    targets: Sequence[Target], tracks: Sequence[Track], voxels: np.ndarray, scene: _Scene
 ) -> tuple[SegmentedObject, ...]:
-    # Slice by slice, because bincount works on a copy of eight bytes a voxel.
-    top = max(target.label for target in targets)
-    counts = np.zeros(top + 1, dtype=np.int64)
-    for part in np.atleast_3d(labels):
-        counts += np.bincount(part.ravel(), minlength=top + 1)
     # Not the product of the spacings: a tilted gantry shears the voxels, which makes them no larger.
     voxel_mm3 = float(abs(np.linalg.det(scene.image.affine[:3, :3])))
     has_volume = scene.axis is not None and scene.image.knows_place
     results: list[SegmentedObject] = []
-    for target, track in zip(targets, tracks, strict=True):
-        voxels = int(counts[target.label])
+    for target, track, count in zip(targets, tracks, voxels.tolist(), strict=True):
         found = [number for number, mask in track.masks.items() if mask.area]
         results.append(
             SegmentedObject(
                 label=target.label,
                 name=target.name,
-                predicted_iou=_score(track),
-                voxels=voxels,
-                volume_ml=voxels * voxel_mm3 / 1000 if has_volume else None,
+                predicted_iou=score(track),
+                voxels=count,
+                volume_ml=count * voxel_mm3 / 1000 if has_volume else None,
                 slices=(min(found), max(found)) if found and scene.axis is not None else None,
                 target=target,
             )

@@ -53,7 +53,7 @@ class RunLengths(BaseModel):
 
 # The kind is settled before the content is checked, so that a mistake is told about the kind that was meant.
 _Mark = Annotated[
-    Annotated[str, Tag("<file>")] | Annotated[RunLengths, Tag("<run lengths>")],
+    Annotated[str, Field(min_length=1), Tag("<file>")] | Annotated[RunLengths, Tag("<run lengths>")],
     Discriminator(lambda mark: "<file>" if isinstance(mark, str) else "<run lengths>"),
 ]
 
@@ -233,6 +233,9 @@ def _box_target(numbers: list[float], others: tuple[Prompt, ...], item: _Object,
 
 def _mark(mark: str | RunLengths, folder: Path, z: int | None, axis: str | None, image: Image | None) -> np.ndarray:
     if isinstance(mark, RunLengths):
+        # A few bytes of run lengths can claim gigabytes; a slice of the image itself is what they must cover.
+        if image is not None and mark.size[0] * mark.size[1] > image.array.size:
+            raise PromptError(f"the run lengths claim {mark.size[0]} x {mark.size[1]} pixels, more than the image has")
         return from_run_lengths(mark).astype(np.uint8)
     return read_mark(folder / mark, z=z, axis=axis, image=image)
 

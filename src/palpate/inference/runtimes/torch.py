@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,13 +41,13 @@ class TorchRuntime:
 
     def encode(self, canvas: Float32[np.ndarray, "image 3 row column"]) -> ImageEmbedding:
         """Embed canvases."""
-        with torch.inference_mode():
+        with torch.inference_mode(), _full_precision():
             embedding = self.network.encode(torch.from_numpy(canvas).to(self.device))
         return ImageEmbedding(_array(embedding.features), tuple(_array(level) for level in embedding.levels))
 
     def decode(self, embedding: ImageEmbedding, prompts: PromptBatch) -> MaskPrediction:
         """One mask an object."""
-        with torch.inference_mode():
+        with torch.inference_mode(), _full_precision():
             held = ImageEmbedding(
                 self._tensor(embedding.features), tuple(self._tensor(level) for level in embedding.levels)
             )
@@ -56,6 +57,12 @@ class TorchRuntime:
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         # Embeddings that were kept on disk are read-only maps, which torch may not share.
         return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
+
+
+def _full_precision() -> AbstractContextManager[None]:
+    # Newer NVIDIA cards shorten float32 to 10 bits of mantissa in convolutions (TF32) unless told not to; the float32
+    # that `describe` states, and that every number was measured in, would not be true.
+    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
 
 
 def choose_device(name: str = "auto") -> torch.device:
