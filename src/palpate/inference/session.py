@@ -192,7 +192,8 @@ class Session:
             LegendLine(item.label, f"{item.name or f'label {item.label}'}: predicted IoU {item.predicted_iou:.2f}")
             for item in segmentation.objects
         ]
-        return draw(tiles, legend, caption=f"{provenance.modality}, {provenance.intensity}; {provenance.model}")
+        modality = "modality unknown" if provenance.modality == "unknown" else provenance.modality
+        return draw(tiles, legend, caption=f"{modality}, {provenance.intensity}; {provenance.model}")
 
     def _ready(self) -> _Scene:
         if self._scene is None:
