@@ -5,7 +5,7 @@ import pytest
 
 from fake_runtime import FakeRuntime
 from palpate.images import Image
-from palpate.inference.propagation import SliceMask, Track, propagate
+from palpate.inference.propagation import SliceMask, Track, doubtful_slices, propagate
 from palpate.inference.session import Session
 from palpate.models.frame import CanvasPrompt, Frame
 from palpate.prompts import Box, MaskPrompt, Points, Target
@@ -280,3 +280,16 @@ class TestSliceMask:
 
 def test_a_track_counts_its_slices() -> None:
     assert len(Track(CanvasPrompt(), start=4, first=2, last=7)) == 6
+
+
+def test_slices_where_an_object_fades_are_named() -> None:
+    whole, speck = np.ones((4, 8), dtype=bool), np.zeros((4, 8), dtype=bool)
+    speck[0, 0] = True  # 1 of 32 pixels is less than a tenth
+    masks = {
+        4: SliceMask.of(whole, 0.9),
+        5: SliceMask.of(whole, 0.9),
+        6: SliceMask.of(whole, 0.4),
+        7: SliceMask.of(speck, 0.9),
+        3: SliceMask.of(np.zeros_like(whole), 0.9),
+    }
+    assert doubtful_slices(Track(CanvasPrompt(), 4, 3, 7, masks)) == [3, 6, 7]

@@ -187,3 +187,16 @@ def test_missing_weights_name_the_command_that_gets_them(
     monkeypatch.setenv("PALPATE_HOME", str(tmp_path / "empty"))
     answer = palpate("predict", picture, "--box", 15, 10, 34, 29, "-o", "out.png")
     _refused(answer, "palpate models get lite-medsam", status=1)
+
+
+def test_damaged_weights_name_the_command_that_mends_them(
+    palpate: Run, picture: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from palpate.models.catalogue import stored
+
+    whole = stored("lite-medsam").read_bytes()
+    monkeypatch.setenv("PALPATE_HOME", str(tmp_path / "damaged"))
+    stored("lite-medsam").parent.mkdir(parents=True)
+    stored("lite-medsam").write_bytes(whole[:1_000_000])
+    answer = palpate("predict", picture, "--box", 15, 10, 34, 29, "-o", "out.png")
+    _refused(answer, "cut short", "palpate models get lite-medsam", status=1)

@@ -49,7 +49,12 @@ def predict(
         Path | None, typer.Option(help="A JSON file with several objects; see docs/reference/prompts.md.")
     ] = None,
     slice_number: Annotated[
-        int | None, typer.Option("--slice", metavar="K", help="The slice that the prompt was drawn on, from 0.")
+        int | None,
+        typer.Option(
+            "--slice",
+            metavar="K",
+            help="The slice that the prompt was drawn on, from 0; with --z, by default its middle.",
+        ),
     ] = None,
     z: Annotated[
         tuple[int, int] | None,

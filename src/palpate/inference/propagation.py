@@ -147,5 +147,13 @@ def _prompt_for(track: Track, z: int, before: int, frame: Frame) -> CanvasPrompt
     return None if box is None else CanvasPrompt(box=box)
 
 
+def doubtful_slices(track: Track) -> list[int]:
+    """Slices of a range where `until_end` would have stopped: the mask is small, empty or doubted by the model."""
+    started = track.masks.get(track.start)
+    if started is None:
+        return []
+    return sorted(z for z, mask in track.masks.items() if z != track.start and _has_ended(mask, started))
+
+
 def _has_ended(mask: SliceMask, started: SliceMask) -> bool:
     return mask.area == 0 or mask.area < END_AREA * started.area or mask.predicted_iou < END_PREDICTED_IOU

@@ -22,7 +22,7 @@ from palpate.inference.box_search import Answer, best_box
 from palpate.inference.embeddings import EmbeddingStore, embedding_key
 from palpate.inference.painting import Overlap, paint, score
 from palpate.inference.preview import LegendLine, Tile, draw
-from palpate.inference.propagation import SliceMask, Track, propagate
+from palpate.inference.propagation import SliceMask, Track, doubtful_slices, propagate
 from palpate.inference.runtimes import Runtime
 from palpate.inference.segmentation import Provenance, Segmentation, SegmentedObject
 from palpate.models.frame import CanvasPrompt
@@ -157,6 +157,13 @@ class Session:
             done += settled
             if progress is not None:
                 progress(done, total)
+        for target, track in zip(targets, tracks, strict=True):
+            if doubtful := doubtful_slices(track):
+                name = target.name or f"label {target.label}"
+                notes[
+                    f"{name} is small or uncertain on {len(doubtful)} of {len(track)} slices ({_listed(doubtful)}); look "
+                    "at them, or shorten the range"
+                ] = None
         labels, voxels = paint(
             tracks,
             [target.label for target in targets],
@@ -319,6 +326,17 @@ def load(model: str = "lite-medsam", *, device: str = "auto", weights: str | Pat
     chosen = choose_device(device)
     loaded = checkpoints.load(card, weights=None if weights is None else Path(weights), device=chosen)
     return Session(TorchRuntime(loaded.model, card.name, loaded.weights_hash, card.prompts, chosen))
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Sorted whole numbers, runs written as `3..7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
 def _shown_slices(segmentation: Segmentation) -> list[int]:

@@ -65,7 +65,12 @@ def load(model: str | ModelCard, *, weights: Path | None = None, device: str | t
     """
     chosen = card(model) if isinstance(model, str) else model
     path = stored(chosen.name) if weights is None else weights
-    state = load_state(path, chosen)
+    try:
+        state = load_state(path, chosen)
+    except WeightsError as error:
+        if weights is None and path.is_file():
+            raise WeightsError(f"{error}; `palpate models get {chosen.name}` fetches them anew") from error
+        raise
     found = content_hash(state)
     if weights is None and found != chosen.content_sha256:
         raise WeightsError(
