@@ -161,8 +161,8 @@ class Session:
             if doubtful := doubtful_slices(track):
                 name = target.name or f"label {target.label}"
                 notes[
-                    f"{name} is small or uncertain on {len(doubtful)} of {len(track)} slices ({_listed(doubtful)}); look "
-                    "at them, or shorten the range"
+                    f"{name} is small or uncertain on {len(doubtful)} of {len(track)} slices ({_listed(doubtful)}); "
+                    "look at them, or shorten the range"
                 ] = None
         labels, voxels = paint(
             tracks,
