@@ -1,7 +1,7 @@
 """Clicks, scribbles and first guesses for models that know only boxes.
 
 Some models make nothing of prompts they were not trained with: LiteMedSAM answers a single click, given as SAM's
-point token, with a Dice of 1 to 3 in 100, and a correct click added to a box makes its mask worse. They answer boxes
+point token, with a Dice of 1 to 2 in 100, and a correct click added to a box makes its mask worse. They answer boxes
 well. So what was drawn becomes a condition on boxes: candidates are decoded, all as one batch, and the one is kept
 whose mask agrees with what was drawn (clicks on the object inside, clicks beside it outside) and, among those, has the
 highest predicted IoU, or changes a given box's mask least. This is our own method, not from a paper;
