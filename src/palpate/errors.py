@@ -4,6 +4,7 @@
     ├── InputError               something you gave cannot be used
     │   ├── FormatError          a file is damaged, unsafe, or of a kind we do not read
     │   │   └── SeriesError      DICOM files that do not make one complete series
+    │   ├── DatasetError         a folder of cases that does not fit together (pairs, grids, labels, splits)
     │   ├── GeometryError        an affine or spacing that places voxels nowhere
     │   ├── ImageError           pixels that cannot be segmented (empty, constant, not finite)
     │   ├── PromptError          a box, point, scribble or mask that makes no sense on its image
@@ -32,6 +33,10 @@ class FormatError(InputError):
 
 class SeriesError(FormatError):
     """DICOM files do not make one complete series."""
+
+
+class DatasetError(InputError):
+    """A folder of cases does not fit together: missing pairs, grids that differ, unexpected labels, splits."""
 
 
 class GeometryError(InputError):

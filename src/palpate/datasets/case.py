@@ -1,0 +1,74 @@
+"""A case: one image, its reference labels, and whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Integer
+
+from palpate.images.image import Image
+
+
+@dataclass(frozen=True)
+class Region:
+    """An object by name: all voxels whose label is one of `values` (one value mostly; nnU-Net allows several)."""
+
+    name: str
+    values: tuple[int, ...]
+
+    def mask(self, labels: Integer[np.ndarray, "*grid"]) -> Bool[np.ndarray, "*grid"]:
+        """Where it is."""
+        return labels == self.values[0] if len(self.values) == 1 else np.isin(labels, self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """An image and its reference: `labels` has the image's spatial shape, 0 is background."""
+
+    image: Image
+    labels: Integer[np.ndarray, "..."]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where one labelled image lies, and what is known of it. Nothing is opened before `read`.
+
+    - `name` is unique in its dataset and says which image (a stem, or the path inside the dataset's folder).
+    - `subject` is whose image it is: cases of one subject are not independent, and never lie in two splits.
+    - `modality` is CT, MR, US, PET, XR, photo, or empty where the layout does not say.
+    - `regions` are the objects to be found; empty means that every label value above zero is an object of its own.
+    - `scribbles` are files of people's strokes on this image.
+    - `load` reads the case; each layout brings its own.
+
+    A case can be pickled, so that it can be measured by another process.
+    """
+
+    dataset: str
+    subject: str
+    name: str
+    image: Path
+    label: Path
+    load: Callable[[Case], LabelledImage] = field(repr=False)
+    modality: str = ""
+    split: str = ""
+    scribbles: tuple[Path, ...] = ()
+    regions: tuple[Region, ...] = ()
+
+    def read(self) -> LabelledImage:
+        """The image and its labels.
+
+        Raises:
+            FormatError, GeometryError, ImageError: the files cannot be read; see `palpate.images.read`.
+            DatasetError: the labels do not lie on the image's grid, or are no whole numbers.
+        """
+        return self.load(self)
+
+    def objects(self, labels: Integer[np.ndarray, "*grid"]) -> list[Region]:
+        """The objects that are present in these labels, in the order of their values."""
+        present = set(np.unique(labels).tolist()) - {0}
+        if not self.regions:
+            return [Region(str(value), (value,)) for value in sorted(present)]
+        return [region for region in self.regions if present & set(region.values)]

@@ -1,0 +1,147 @@
+"""The tidy table: one row a prompt, and the folder it lives in.
+
+A run's folder holds
+
+- `results.csv`: everything that is the same when the same command runs again, byte by byte;
+- `times.csv`: the same keys and `milliseconds`, which never are the same twice;
+- `run.json`: the command, settings, versions and hashes that made it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from palpate.errors import FormatError
+
+KEYS = ("dataset", "subject", "case", "object", "protocol", "severity", "seed")
+MEASURES = ("dice", "iou", "nsd", "hd95", "assd", "leak", "area", "predicted_iou")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One object, prompted once and scored.
+
+    - `severity` is how far the prompt was from the ideal, as a fraction of the box's side or of the slices; for
+      corrective clicks it is the number of clicks so far. `seed` is the repetition; with human scribbles, the person.
+    - `dice`, `iou`, `nsd` lie in [0, 1]. `hd95` and `assd` are in mm (pixels where an image has no spacing), and
+      infinite where nothing was found.
+    - `leak` is the share of the prediction that lies more than two pixels outside the object; NaN for no prediction.
+    - `area` is the size of the target: its tight box as a share of the image (in a volume, of its largest slice).
+    - `predicted_iou` is the model's own estimate.
+    - `milliseconds` is the time from prompt to mask with the image already encoded.
+    """
+
+    dataset: str
+    subject: str
+    case: str
+    object: str
+    protocol: str
+    severity: float
+    seed: int
+    dice: float
+    iou: float
+    nsd: float
+    hd95: float
+    assd: float
+    leak: float
+    area: float
+    predicted_iou: float
+    milliseconds: float = math.nan
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str, float, int]:
+        """What identifies the row in its run."""
+        return self.dataset, self.subject, self.case, self.object, self.protocol, self.severity, self.seed
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run: its rows, and the record of how they were made."""
+
+    rows: tuple[Row, ...]
+    record: dict[str, Any]
+    folder: Path
+
+
+def results_csv(rows: Iterable[Row]) -> str:
+    """The table without times: the same rows give the same text."""
+    return _csv(rows, (*KEYS, *MEASURES))
+
+
+def times_csv(rows: Iterable[Row]) -> str:
+    """The keys and the milliseconds."""
+    return _csv(rows, (*KEYS, "milliseconds"))
+
+
+def read_rows(results: Path, times: Path | None = None) -> tuple[Row, ...]:
+    """The rows of a table, with times where they are known.
+
+    Raises:
+        FormatError: not a table of this kind.
+    """
+    measured = {tuple(line[key] for key in KEYS): line["milliseconds"] for line in _lines(times)} if times else {}
+    rows: list[Row] = []
+    for number, line in enumerate(_lines(results), start=2):
+        line["milliseconds"] = measured.get(tuple(line.get(key, "") for key in KEYS), "nan")
+        try:
+            rows.append(Row(**{field.name: _parsed(line[field.name], str(field.type)) for field in fields(Row)}))
+        except (KeyError, ValueError) as error:
+            raise FormatError(f"line {number} of {results} is no row of a run: {error!r}") from None
+    return tuple(rows)
+
+
+def read_run(folder: str | Path) -> Run:
+    """A finished run, from its folder.
+
+    Raises:
+        FormatError: no finished run lies there.
+    """
+    folder = Path(folder)
+    results, record = folder / "results.csv", folder / "run.json"
+    if not results.is_file() or not record.is_file():
+        raise FormatError(
+            f"{folder} holds no finished run (results.csv and run.json); run the `palpate evaluate` that was meant to "
+            "write it, which goes on where it stopped"
+        )
+    times = folder / "times.csv"
+    try:
+        made = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{record} is damaged: {error}") from None
+    return Run(read_rows(results, times if times.is_file() else None), made, folder)
+
+
+def _csv(rows: Iterable[Row], columns: tuple[str, ...]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_text(getattr(row, column)) for column in columns])
+    return text.getvalue()
+
+
+def _text(value: str | float | int) -> str:
+    # Six decimals are far below what matters, and short enough for people; 0.05 stays 0.05.
+    if isinstance(value, str):
+        return value
+    text = f"{value:.6f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text  # "inf" and "nan" have no point
+    return "0" if text == "-0" else text
+
+
+def _lines(path: Path | None) -> list[dict[str, str]]:
+    if path is None:
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [dict(line) for line in csv.DictReader(file)]
+
+
+def _parsed(text: str, kind: str) -> Any:
+    return text if kind == "str" else int(text) if kind == "int" else float(text)
