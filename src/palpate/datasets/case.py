@@ -40,7 +40,9 @@ class Case:
     - `subject` is whose image it is: cases of one subject are not independent, and never lie in two splits.
     - `modality` is CT, MR, US, PET, XR, photo, or empty where the layout does not say.
     - `regions` are the objects to be found; empty means that every label value above zero is an object of its own.
+    - `ignore` is the label of voxels that nobody labelled (nnU-Net's `ignore`): neither object nor background.
     - `scribbles` are files of people's strokes on this image.
+    - `extra` is what else the layout says, as (name, value): further columns of a manifest.
     - `load` reads the case; each layout brings its own.
 
     A case can be pickled, so that it can be measured by another process.
@@ -56,6 +58,8 @@ class Case:
     split: str = ""
     scribbles: tuple[Path, ...] = ()
     regions: tuple[Region, ...] = ()
+    ignore: int | None = None
+    extra: tuple[tuple[str, str], ...] = ()
 
     def read(self) -> LabelledImage:
         """The image and its labels.
@@ -68,7 +72,7 @@ class Case:
 
     def objects(self, labels: Integer[np.ndarray, "*grid"]) -> list[Region]:
         """The objects that are present in these labels, in the order of their values."""
-        present = set(np.unique(labels).tolist()) - {0}
+        present = set(np.unique(labels).tolist()) - {0, self.ignore}
         if not self.regions:
-            return [Region(str(value), (value,)) for value in sorted(present)]
+            return [Region(str(value), (value,)) for value in sorted(present) if value > 0]
         return [region for region in self.regions if present & set(region.values)]

@@ -23,7 +23,7 @@ from numpy.lib import format as npy
 from palpate.errors import FormatError, GeometryError
 from palpate.images.formats import Mask, check_size
 from palpate.images.formats.labels import unsigned_labels
-from palpate.images.formats.payload import DEFLATE_LIMIT, check_claim, finish, opened, take
+from palpate.images.formats.payload import DEFLATE_LIMIT, check_claim, finish, opened, size_of, take
 from palpate.images.geometry import Affine, affine_from_spacing
 from palpate.images.image import Image, Source
 
@@ -73,6 +73,37 @@ def read_boxes(path: Path) -> np.ndarray | None:
     return boxes
 
 
+def read_labels(path: Path) -> Image:
+    """The reference of a case, its array `gts`, on the case's grid.
+
+    Raises:
+        FormatError: no archive, no `gts`, damaged, too large, or Python objects inside.
+        GeometryError, ImageError: a spacing that is not three positive numbers, or labels that are no picture.
+    """
+    arrays = _read_arrays(path, ("gts", "spacing"))
+    if "gts" not in arrays:
+        raise FormatError(
+            f"{path} has no array `gts`, so it holds no reference; take the labelled files of the challenge"
+        )
+    return Image(arrays["gts"], _affine(arrays.get("spacing"), path), source=Source(path, "npz"))
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of a .npy file.
+
+    Raises:
+        FormatError: no array, damaged, truncated, too large, or Python objects inside.
+    """
+    with opened(path) as file:
+        available = size_of(file)
+        start = io.BytesIO(file.read(_LONGEST_HEADER))
+        shape, fortran, dtype = _checked_header(start, path.name, path)
+        count = math.prod(shape) * dtype.itemsize
+        check_claim(start.tell() + count, available, path=path)
+        file.seek(start.tell())
+        return _array(take(file, count, path=path), shape, fortran, dtype)
+
+
 def write_mask(path: Path, mask: Mask) -> None:
     """Write a label map as the challenge wants results: the array `segs`, compressed."""
     np.savez_compressed(path, segs=unsigned_labels(mask))
@@ -120,16 +151,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -
     with archive.open(member) as stream:
         # A header may claim to be 4 GiB long itself; numpy believes it, so it gets a stream that ends early.
         start = io.BytesIO(stream.read(_LONGEST_HEADER))
-    try:
-        shape, fortran, dtype = _read_header(start)
-    except _LITERAL_ERRORS as error:
-        raise FormatError(f"`{member.filename}` in {path} is no numpy array, or damaged ({error})") from error
-    if dtype.hasobject:
-        raise FormatError(
-            f"`{member.filename}` in {path} holds Python objects, which could run code when opened; where the file is "
-            "trusted, save it again as numbers (np.savez_compressed with np.array(..., dtype=np.int64))"
-        )
-    check_size(tuple(extent or 1 for extent in shape) or (1,), dtype.itemsize, path=path)
+    shape, fortran, dtype = _checked_header(start, member.filename, path)
     count = math.prod(shape) * dtype.itemsize
     if start.tell() + count != member.file_size:
         raise FormatError(
@@ -143,6 +165,25 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -
         take(stream, start.tell(), path=path)
         data = take(stream, count, path=path)
         finish(stream, path=path)
+    return _array(data, shape, fortran, dtype)
+
+
+def _checked_header(start: io.BytesIO, name: str, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """What an array's header claims, if it can be true; the stream stands where the values begin."""
+    try:
+        shape, fortran, dtype = _read_header(start)
+    except _LITERAL_ERRORS as error:
+        raise FormatError(f"`{name}` in {path} is no numpy array, or damaged ({error})") from error
+    if dtype.hasobject:
+        raise FormatError(
+            f"`{name}` in {path} holds Python objects, which could run code when opened; where the file is "
+            "trusted, save it again as numbers (np.savez_compressed with np.array(..., dtype=np.int64))"
+        )
+    check_size(tuple(extent or 1 for extent in shape) or (1,), dtype.itemsize, path=path)
+    return shape, fortran, dtype
+
+
+def _array(data: np.ndarray, shape: tuple[int, ...], fortran: bool, dtype: np.dtype) -> np.ndarray:
     array = data.view(dtype).reshape(shape, order="F" if fortran else "C")
     return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
 
