@@ -6,20 +6,25 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import typer
 
 from palpate.errors import InputError, OutputError, PalpateError
 
+command_line: ContextVar[tuple[str, ...]] = ContextVar("command_line", default=())
+"""The arguments of the command that is running, for records of what was done."""
+
 USAGE, FAILURE, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
 
 @contextmanager
-def reporting_errors(*, as_json: bool = False) -> Generator[None]:
+def reporting_errors(*, as_json: bool = False, kept: str = "nothing was written") -> Generator[None]:
     """Turn what palpate raises into a sentence and an exit status: 2 for what you gave, 1 for the rest.
 
     With `as_json`, stdout gets {"error": {"type", "message"}} as well, so that a program always finds JSON there.
+    `kept` says what an interruption leaves behind.
     """
     try:
         yield
@@ -29,7 +34,7 @@ def reporting_errors(*, as_json: bool = False) -> Generator[None]:
             typer.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
         raise typer.Exit(USAGE if isinstance(error, InputError | OutputError) else FAILURE) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was written", err=True)
+        typer.echo(f"interrupted; {kept}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # `palpate models | head`: the reader has gone. Python would complain once more while closing stdout.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast, get_args
@@ -45,6 +45,7 @@ class _Scene:
     intensity: Intensity
     axis: int | None
     slices: UInt8[np.ndarray, "..."]  # (slice, row, column) or (slice, row, column, 3)
+    keys: dict[int, str] = field(default_factory=dict[int, str])  # embedding keys of the slices seen so far
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,6 +106,36 @@ class Session:
         self._scene = _Scene(image, intensity, slice_axis, slices)
         if len(slices) == 1:
             self._embedding(0)
+
+    @property
+    def slices(self) -> UInt8[np.ndarray, "..."]:
+        """The image as the model gets to see it, 0..255: (slice, row, column), colour last; a picture has one slice.
+
+        Raises:
+            PromptError: no image is set.
+        """
+        return self._ready().slices
+
+    @property
+    def axis(self) -> int | None:
+        """The array axis that the volume is cut along; None for a picture.
+
+        Raises:
+            PromptError: no image is set.
+        """
+        return self._ready().axis
+
+    def encode(self, slices: Iterable[int]) -> None:
+        """Encode these slices now, so that prompts on them are answered at once.
+
+        Raises:
+            PromptError: no image is set, or a slice does not exist.
+        """
+        depth = self._ready().depth
+        for z in slices:
+            if not 0 <= z < depth:
+                raise PromptError(f"slice {z} does not exist; this image has slices 0..{depth - 1}")
+            self._embedding(z)
 
     def predict(
         self,
@@ -267,12 +298,16 @@ class Session:
 
     def _embedding(self, z: int) -> ImageEmbedding:
         scene = self._ready()
-        canvas = self.runtime.frame.canvas(scene.slices[z])
-        key = embedding_key(canvas, model=self.runtime.model, weights_hash=self.runtime.weights_hash)
-        embedding = self._embeddings.get(key)
+        key = scene.keys.get(z)
+        embedding = None if key is None else self._embeddings.get(key)
         if embedding is None:
-            embedding = self.runtime.encode(canvas[None])
-            self._embeddings.put(key, embedding)
+            canvas = self.runtime.frame.canvas(scene.slices[z])
+            key = embedding_key(canvas, model=self.runtime.model, weights_hash=self.runtime.weights_hash)
+            scene.keys[z] = key
+            embedding = self._embeddings.get(key)
+            if embedding is None:
+                embedding = self.runtime.encode(canvas[None])
+                self._embeddings.put(key, embedding)
         return embedding
 
     def _decode(self, z: int, prompts: Sequence[CanvasPrompt]) -> list[SliceMask]:

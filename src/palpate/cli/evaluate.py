@@ -1,0 +1,238 @@
+"""`palpate evaluate DATA`: how good a model is on these images, and what an imperfect prompt does to it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from palpate.cli.terminal import command_line, reporting_errors, say, say_json
+from palpate.errors import SettingError
+
+if TYPE_CHECKING:
+    from palpate.datasets import Case
+    from palpate.evaluation.measure import Plan
+    from palpate.evaluation.run import ModelChoice, Progress
+    from palpate.evaluation.summary import SummaryRow
+    from palpate.evaluation.table import Run
+
+
+def evaluate(
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", help="A manifest.csv or its folder, an nnU-Net, npy or npz folder, or images."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="RUN", help="The run's folder.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="The folder of labels, where DATA is a folder of images.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Only this dataset of DATA. Repeatable.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split: train, val or test.")] = None,
+    channel: Annotated[int, typer.Option(help="Which channel of nnU-Net images.")] = 0,
+    cases: Annotated[int | None, typer.Option(help="At most so many cases a dataset, drawn at random.")] = None,
+    objects: Annotated[int | None, typer.Option(help="At most so many objects a case, drawn at random.")] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(help="What is asked, with commas between; --list shows all. Default: standard,expansion,shrink."),
+    ] = None,
+    severity: Annotated[
+        list[str] | None, typer.Option(metavar="S...", help="How wrong, as fractions: --severity 0.05 0.1 0.25.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of protocols with dice.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Where the dice start.")] = 0,
+    volumes: Annotated[
+        str, typer.Option(help="Prompt volumes on the middle slice and carry on, or on every-slice.")
+    ] = "middle",
+    score: Annotated[
+        str, typer.Option(help="Score objects of volumes as a whole (volume), or slice by slice.")
+    ] = "volume",
+    clicks: Annotated[int, typer.Option(min=1, help="How many clicks the click protocols go up to.")] = 20,
+    tolerance: Annotated[float, typer.Option(help="NSD tolerance in mm; in pixels where there is no spacing.")] = 2.0,
+    nsd: Annotated[str, typer.Option(help="NSD of contours, or as the CVPR 2024 challenge has it.")] = "contour",
+    in_pixels: Annotated[
+        list[str] | None, typer.Option(help="A dataset whose spacing is not to be believed. Repeatable.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A name from `palpate models`.")] = "lite-medsam",
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes at work, one thread each (default: one a core).")
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Let a dask cluster work: tcp://host:8786.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of other settings.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="Show the protocols and stop.")] = False,
+) -> None:
+    """Measure a model on labelled images, with perfect and imperfect prompts.
+
+    Tight, loose and cut:   palpate evaluate DATA --protocol standard,expansion,shrink --severity 0.05 0.1 0.25 -o run/
+
+    Part of a manifest:     palpate evaluate manifest.csv --dataset liver_ct --split test -o run/
+
+    Two runs, compared:     palpate evaluate compare run-a/ run-b/
+
+    RUN gets results.csv (one row a prompt), times.csv, summary.csv, summary.md and report.html. Stopped by Ctrl-C or a
+    power cut, the same command goes on where it was.
+    """
+    with reporting_errors(as_json=as_json, kept="what was measured is kept; the same command goes on from there"):
+        if list_all:
+            _print_protocols()
+            return
+        if data is None or output is None:
+            raise SettingError("say what to evaluate on and where to write: palpate evaluate DATA -o RUN")
+        from palpate.datasets import open_dataset
+        from palpate.evaluation.run import ModelChoice, evaluate
+
+        plan = _plan(protocol, severity, seeds, seed, objects, volumes, score, clicks, tolerance, nsd, in_pixels)
+        found = open_dataset(data, labels=labels, dataset=_separate(dataset) or None, split=split, channel=channel)
+        chosen = _some(found, cases, seed)
+        choice = ModelChoice(model, weights, device)
+        with _progress(enabled=not as_json) as advance:
+            run = evaluate(
+                chosen,
+                plan,
+                output,
+                model=choice,
+                command=shlex.join(["palpate", *command_line.get()]),
+                workers=workers or _cores(),
+                dask=dask,
+                overwrite=overwrite,
+                progress=advance,
+            )
+        summary = _write_summary(run, chosen, plan, choice, show=not as_json)
+        if as_json:
+            say_json({"run": str(run.folder), "record": run.record, "summary": [vars(row) for row in summary]})
+
+
+def _plan(
+    protocol: list[str] | None,
+    severity: list[str] | None,
+    seeds: int,
+    seed: int,
+    objects: int | None,
+    volumes: str,
+    score: str,
+    clicks: int,
+    tolerance: float,
+    nsd: str,
+    in_pixels: list[str] | None,
+) -> Plan:
+    from palpate.evaluation import measure, protocols
+
+    names = list(dict.fromkeys(_separate(protocol))) or ["standard", "expansion", "shrink"]
+    try:
+        severities = [float(text) for text in _separate(severity)]
+    except ValueError:
+        raise SettingError(
+            f"cannot read --severity {' '.join(severity or ())}; give fractions such as 0.05 0.1"
+        ) from None
+    if objects is not None and objects < 1:
+        raise SettingError(f"--objects {objects} leaves nothing to measure; give at least 1")
+    if not tolerance > 0:
+        raise SettingError(f"an NSD tolerance of {tolerance:g} makes no sense; give a positive number of mm")
+    return measure.Plan(
+        protocols=tuple(protocols.protocol(name, severities) for name in names),
+        seeds=seeds,
+        seed=seed,
+        objects=objects,
+        volumes=_one_of(volumes, "--volumes", ("middle", "every-slice")),  # pyright: ignore[reportArgumentType]
+        score=_one_of(score, "--score", ("volume", "slice")),  # pyright: ignore[reportArgumentType]
+        clicks=clicks,
+        tolerance=tolerance,
+        nsd=_one_of(nsd, "--nsd", ("contour", "challenge")),  # pyright: ignore[reportArgumentType]
+        in_pixels=tuple(_separate(in_pixels)),
+    )
+
+
+def _separate(texts: Sequence[str] | None) -> list[str]:
+    return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
+
+
+def _one_of(value: str, option: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise SettingError(f"{option} is {' or '.join(choices)}, not {value!r}")
+    return value
+
+
+def _some(cases: Sequence[Case], most: int | None, seed: int) -> list[Case]:
+    """At most so many cases of each dataset, in their order."""
+    from palpate.evaluation.protocols import dice_for
+
+    if most is None:
+        return list(cases)
+    if most < 1:
+        raise SettingError(f"--cases {most} leaves nothing to measure; give at least 1")
+    kept: list[Case] = []
+    for name in dict.fromkeys(case.dataset for case in cases):
+        own = [case for case in cases if case.dataset == name]
+        order = dice_for(seed, name, "cases").permutation(len(own))[:most]
+        kept += [own[i] for i in sorted(order.tolist())]
+    return kept
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write_summary(run: Run, cases: Sequence[Case], plan: Plan, choice: ModelChoice, *, show: bool) -> list[SummaryRow]:
+    from palpate.evaluation.report import write_report
+    from palpate.evaluation.summary import summarise, write_summary
+    from palpate.evaluation.worst import worst_cases
+
+    summary = summarise(run, seed=plan.seed)
+    write_summary(summary, run.folder)
+    worst = worst_cases(run, cases, plan, choice.load)
+    write_report(run, run.folder / "report.html", worst=worst, overwrite=True)
+    if show:
+        typer.echo((run.folder / "summary.md").read_text(encoding="utf-8"))
+        say(
+            [
+                ("table", str(run.folder / "results.csv")),
+                ("summary", str(run.folder / "summary.csv")),
+                ("report", str(run.folder / "report.html")),
+            ]
+        )
+    return summary
+
+
+def _print_protocols() -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from palpate.evaluation.protocols import protocols
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("protocol", "what is asked", "severities", "dice", "source"):
+        table.add_column(heading, overflow="fold")
+    for one in protocols():
+        severities = " ".join(f"{value:g}" for value in one.severities) if one.uses_severity else ""
+        table.add_row(one.name, one.says, severities, "yes" if one.random else "", one.source)
+    Console(width=140, highlight=False, markup=False).print(table)
+
+
+@contextmanager
+def _progress(*, enabled: bool) -> Generator[Progress]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, *times, console=console, disable=not (enabled and sys.stderr.isatty())) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

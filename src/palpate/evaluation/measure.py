@@ -1,0 +1,344 @@
+"""One case, measured: every object prompted as the plan says, every answer scored.
+
+Each slice is encoded once; all prompts on it are decoded from that embedding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from palpate.datasets.case import Case, Region
+from palpate.errors import DatasetError, PromptError
+from palpate.evaluation.protocols import Protocol, VolumePrompts, dice_for, targets_for, without_slice
+from palpate.evaluation.table import Row
+from palpate.images import read
+from palpate.images.slices import slice_first
+from palpate.inference.session import Session
+from palpate.metrics import dice, iou, leak_ratio, nsd, surface_distances
+from palpate.prompts import volumes
+from palpate.prompts.clicks import added, next_click
+from palpate.prompts.scribbles import human_scribble
+from palpate.prompts.types import Box, Points, Prompt, Scribble, Target
+
+Score = Literal["volume", "slice"]
+"""Whether an object in a volume is one row, scored in 3D, or one row a slice, scored in 2D."""
+
+NsdMode = Literal["contour", "challenge"]
+
+Slices = Bool[np.ndarray, "slice row column"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how.
+
+    - `seeds` is how often protocols with dice are repeated, `seed` where the dice start.
+    - `objects` is the most objects of a case to prompt, drawn at random; None prompts all.
+    - `volumes` and `score` say where a volume is prompted and how it is scored.
+    - `clicks` is how many corrections the click protocols go through.
+    - `tolerance` is that of the NSD, in mm, or in pixels where an image has no spacing; `nsd` its definition.
+    - `in_pixels` names datasets whose headers' spacing is not to be believed.
+    """
+
+    protocols: tuple[Protocol, ...]
+    seeds: int = 3
+    seed: int = 0
+    objects: int | None = None
+    volumes: VolumePrompts = "middle"
+    score: Score = "volume"
+    clicks: int = 20
+    tolerance: float = 2.0
+    nsd: NsdMode = "contour"
+    in_pixels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A slice to look at: what was seen, what was meant, what was found, and what was asked on it."""
+
+    pixels: UInt8[np.ndarray, "row column *colour"]
+    reference: Bool[np.ndarray, "row column"]
+    prediction: Bool[np.ndarray, "row column"]
+    prompts: tuple[Prompt, ...]
+    pixel_size: tuple[float, float]
+    title: str
+
+
+Progress = Callable[[int, int], None]
+"""Called with prompts answered and prompts in all."""
+
+
+def measure_case(session: Session, case: Case, plan: Plan, *, progress: Progress | None = None) -> list[Row]:
+    """The rows of one case, in the order of its objects and the plan's protocols.
+
+    Raises:
+        PalpateError: the case cannot be read, or the model does not take a protocol's prompts.
+    """
+    scene = _Scene.of(session, case, plan)
+    regions = _chosen(scene, plan)
+    asked = [(region, one) for region in regions for one in plan.protocols]
+    rows: list[Row] = []
+    for done, (region, one) in enumerate(asked):
+        for attempt in _attempts(session, scene, region, one, plan):
+            rows += _rows(scene, region, one, attempt, plan)
+        if progress is not None:
+            progress(done + 1, len(asked))
+    return rows
+
+
+def replay(session: Session, case: Case, plan: Plan, row: Row) -> list[Shown]:
+    """What happened in one row: the prompted slice, and in a volume also the slice with most mistakes.
+
+    Raises:
+        PalpateError: as `measure_case`.
+        PromptError: the row is not of this case and plan.
+    """
+    scene = _Scene.of(session, case, plan)
+    name, _, only = row.object.partition("@")
+    region = next((item for item in case.objects(scene.labels) if item.name == name), None)
+    one = next((item for item in plan.protocols if item.name == row.protocol), None)
+    if region is None or one is None:
+        raise PromptError(f"{case.name} has no object {name!r} or the plan no protocol {row.protocol!r}")
+    for attempt in _attempts(session, scene, region, one, plan):
+        if (attempt.severity, attempt.seed) == (row.severity, row.seed):
+            prompted = sorted({target.z or 0 for target in attempt.targets})
+            mistakes = (attempt.prediction ^ region.mask(scene.labels)).sum(axis=(1, 2))
+            worst = int(only) if only else int(mistakes.argmax())
+            shown = [worst] if only or len(prompted) > 1 else list(dict.fromkeys([prompted[0], worst]))
+            return [_shown(scene, region, attempt, z) for z in shown]
+    raise PromptError(f"severity {row.severity:g} with seed {row.seed} is not in the plan")
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """A case, read and set in a session; arrays have the slices in front, and a picture has one."""
+
+    case: Case
+    labels: np.ndarray
+    pixels: np.ndarray
+    is_volume: bool
+    spacing: tuple[float, float, float]
+    marks: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, session: Session, case: Case, plan: Plan) -> _Scene:
+        labelled = case.read()
+        image = labelled.image
+        session.set_image(image)
+        axis = session.axis
+        spacing = list(image.geometry.spacing[::-1])
+        if case.dataset in plan.in_pixels or not image.knows_place:
+            spacing = [1.0, 1.0, 1.0]
+        if axis is not None:
+            spacing.insert(0, spacing.pop(axis))
+        return cls(
+            case=case,
+            labels=labelled.labels[None] if axis is None else slice_first(labelled.labels, axis),
+            pixels=session.slices,
+            is_volume=axis is not None,
+            spacing=(spacing[0], spacing[1], spacing[2]),
+            marks=_marks(case, axis, image.shape) if any(one.kind == "scribbles" for one in plan.protocols) else (),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Attempt:
+    """One prompt and its answer. `only` is the slice that counts, where not the whole object does."""
+
+    severity: float
+    seed: int
+    targets: tuple[Target, ...]
+    prediction: Slices
+    predicted_iou: float
+    milliseconds: float
+    only: int | None = None
+
+
+def _chosen(scene: _Scene, plan: Plan) -> list[Region]:
+    regions = scene.case.objects(scene.labels)
+    if plan.objects is None or len(regions) <= plan.objects:
+        return regions
+    rng = dice_for(plan.seed, scene.case.dataset, scene.case.name, "objects")
+    return [regions[i] for i in sorted(rng.choice(len(regions), size=plan.objects, replace=False).tolist())]
+
+
+def _attempts(session: Session, scene: _Scene, region: Region, one: Protocol, plan: Plan) -> Iterator[_Attempt]:
+    mask = region.mask(scene.labels)
+    if one.kind == "clicks":
+        yield from _clicked(session, scene, mask, plan, box_first=one.name.startswith("box"))
+        return
+    if one.kind == "scribbles":
+        for person, marks in enumerate(scene.marks):
+            if targets := _scribbled(scene, region, mask, marks):
+                yield _answered(session, targets, severity=0.0, seed=person)
+        return
+    for severity in one.severities:
+        for repetition in range(plan.seeds if one.random else 1):
+            rng = dice_for(plan.seed + repetition, scene.case.dataset, scene.case.name, region.name, one.name)
+            targets = targets_for(
+                one, mask, scene.pixels, severity=severity, rng=rng, is_volume=scene.is_volume, where=plan.volumes
+            )
+            if targets:
+                yield _answered(session, targets, severity=severity, seed=plan.seed + repetition)
+
+
+def _answered(session: Session, targets: Sequence[Target], *, severity: float, seed: int) -> _Attempt:
+    for target in targets:
+        first, last = target.z_range or (target.z or 0, target.z or 0)
+        session.encode(range(first, last + 1))
+    start = time.perf_counter()
+    result = session.predict_all(targets)
+    milliseconds = 1000 * (time.perf_counter() - start)
+    found = result.mask[None] if session.axis is None else slice_first(result.mask, session.axis)
+    return _Attempt(severity, seed, tuple(targets), found, result.predicted_iou, milliseconds)
+
+
+def _clicked(session: Session, scene: _Scene, mask: Slices, plan: Plan, *, box_first: bool) -> Iterator[_Attempt]:
+    """A user who corrects the largest mistake; in a volume on the middle slice, which alone is scored then."""
+    z = volumes.middle_slice(mask)
+    on = z if scene.is_volume else None
+    box = (Box.around(mask[z], z=on),) if box_first else ()
+    found, points, last = np.zeros_like(mask[z]), None, None
+    for count in range(0 if box_first else 1, plan.clicks + 1):
+        click = next_click(found, mask[z], z=on) if count else None
+        if click is not None or last is None:
+            points = points if click is None else added(points, click)
+            target = Target((*box, *((points,) if points else ())))
+            last = _answered(session, [target], severity=float(count), seed=plan.seed)
+            found = last.prediction[z]
+        # Nothing is left to correct: the answer stays as it is, so that every curve has the same length.
+        yield _Attempt(
+            float(count), plan.seed, last.targets, last.prediction, last.predicted_iou, last.milliseconds, only=z
+        )
+
+
+def _scribbled(scene: _Scene, region: Region, mask: Slices, marks: np.ndarray) -> list[Target]:
+    convention = "classes" if scene.is_volume else "strokes"
+    drawn = {
+        z: scribble
+        for z in np.flatnonzero(mask.any(axis=(1, 2))).tolist()
+        if (scribble := human_scribble(marks[z], value=region.values[0], convention=convention, z=z)) is not None
+    }
+    if not drawn:
+        return []
+    z = min(drawn, key=lambda number: (abs(number - volumes.middle_slice(mask)), number))
+    if not scene.is_volume:
+        return [Target((without_slice(drawn[z]),))]
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    return [Target((drawn[z],), z_range=(int(slices[0]), int(slices[-1])))]
+
+
+def _marks(case: Case, axis: int | None, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    marks: list[np.ndarray] = []
+    for path in case.scribbles:
+        drawn = read(path)
+        if drawn.colour or drawn.shape != shape:
+            raise DatasetError(
+                f"the strokes {path} have shape {drawn.array.shape} and the image {shape}; they must be drawn in one "
+                "channel, on the image's own grid"
+            )
+        marks.append(drawn.array[None] if axis is None else slice_first(drawn.array, axis))
+    return tuple(marks)
+
+
+def _rows(scene: _Scene, region: Region, one: Protocol, attempt: _Attempt, plan: Plan) -> list[Row]:
+    mask = region.mask(scene.labels)
+    if attempt.only is not None:
+        parts = [attempt.only]
+    elif plan.score == "slice" and scene.is_volume:
+        # A slice with the object that was missed counts, and so does one without it where something was found.
+        parts = np.flatnonzero((mask | attempt.prediction).any(axis=(1, 2))).tolist()
+    else:
+        parts = [None]
+    rows: list[Row] = []
+    for z in parts:
+        shown = slice(None) if z is None else slice(z, z + 1)
+        name = region.name if z is None or not scene.is_volume else f"{region.name}@{z}"
+        rows.append(
+            Row(
+                dataset=scene.case.dataset,
+                subject=scene.case.subject,
+                case=scene.case.name,
+                object=name,
+                protocol=one.name,
+                severity=attempt.severity,
+                seed=attempt.seed,
+                predicted_iou=attempt.predicted_iou,
+                milliseconds=attempt.milliseconds,
+                **_scores(attempt.prediction[shown], mask[shown], scene.spacing, plan),
+            )
+        )
+    return rows
+
+
+def _scores(prediction: Slices, reference: Slices, spacing: tuple[float, float, float], plan: Plan) -> dict[str, float]:
+    area = _box_share(reference)
+    leak = _leak(prediction, reference)
+    prediction, reference = _cropped(prediction, reference)
+    mm: tuple[float, ...] = spacing
+    if len(reference) == 1:
+        prediction, reference, mm = prediction[0], reference[0], spacing[1:]
+    distances = surface_distances(prediction, reference, spacing_mm=mm)
+    return {
+        "dice": dice(prediction, reference),
+        "iou": iou(prediction, reference),
+        "nsd": distances.nsd(plan.tolerance)
+        if plan.nsd == "contour"
+        else nsd(prediction, reference, spacing_mm=mm, tolerance_mm=plan.tolerance, mode=plan.nsd),
+        "hd95": distances.hausdorff95(),
+        "assd": distances.assd(),
+        "leak": leak,
+        "area": area,
+    }
+
+
+def _leak(prediction: Slices, reference: Slices) -> float:
+    """The leak ratio over all slices, each with its own two pixels of tolerance: slices are thick, pixels are not."""
+    leaked = found = 0.0
+    for z in np.flatnonzero(prediction.any(axis=(1, 2))).tolist():
+        size = float(prediction[z].sum())
+        found += size
+        leaked += size * leak_ratio(prediction[z], reference[z])
+    return leaked / found if found else float("nan")
+
+
+def _box_share(reference: Slices) -> float:
+    """The tight box of the object's largest slice, as a share of the image."""
+    sizes = reference.sum(axis=(1, 2))
+    if not sizes.any():
+        return 0.0
+    largest = reference[int(sizes.argmax())]
+    box = Box.around(largest)
+    return (box.x_max - box.x_min + 1) * (box.y_max - box.y_min + 1) / largest.size
+
+
+def _cropped(prediction: Slices, reference: Slices) -> tuple[Slices, Slices]:
+    """Both masks without the empty surroundings, which cost time and change nothing."""
+    either = prediction | reference
+    if not either.any() or len(either) == 0:
+        return prediction, reference
+    window = [slice(None)] * 3
+    for axis in (1, 2):
+        others = tuple({0, 1, 2} - {axis})
+        inside = np.flatnonzero(either.any(axis=others))
+        window[axis] = slice(max(0, int(inside[0]) - 2), int(inside[-1]) + 3)
+    return prediction[tuple(window)], reference[tuple(window)]
+
+
+def _shown(scene: _Scene, region: Region, attempt: _Attempt, z: int) -> Shown:
+    prompts = [prompt for target in attempt.targets if (target.z or 0) == z for prompt in target.prompts]
+    drawn = [prompt for prompt in prompts if isinstance(prompt, Box | Points | Scribble)]
+    return Shown(
+        pixels=scene.pixels[z],
+        reference=region.mask(scene.labels)[z],
+        prediction=attempt.prediction[z],
+        prompts=tuple(drawn or prompts),
+        pixel_size=(scene.spacing[1], scene.spacing[2]),
+        title=f"slice {z}" if scene.is_volume else "",
+    )

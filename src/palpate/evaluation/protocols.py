@@ -1,0 +1,200 @@
+"""Protocols: what a simulated user does with each object, and how far that is from ideal.
+
+A protocol is either a prompt strategy of `palpate.prompts.strategies` (drawn on a picture, or on a volume's middle
+slice and carried through, or on every slice), a mistake that only volumes know, people's own scribbles, or a user who
+corrects by clicks. All are drawn from the reference mask, so they say how a model answers such prompts, not how people
+draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from palpate.errors import SettingError
+from palpate.prompts import volumes
+from palpate.prompts.strategies import STRATEGIES, Strategy, strategy
+from palpate.prompts.types import Prompt, Target
+
+VolumePrompts = Literal["middle", "every-slice"]
+"""Where a volume is prompted: on the object's middle slice and carried to its ends, or on each of its slices."""
+
+Kind = Literal["strategy", "volume", "clicks", "scribbles"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is asked of the model for every object.
+
+    `severities` are those that are run; a protocol without severity has the single value 0. Protocols that are not
+    `random` are run once, whatever the number of seeds: a repetition would be the same row again.
+    """
+
+    name: str
+    says: str
+    kind: Kind
+    random: bool
+    source: str
+    severities: tuple[float, ...] = (0.0,)
+    uses_severity: bool = False
+
+
+_MISTAKES = (
+    Protocol(
+        "missing-slices",
+        "tight boxes on the object's slices, but a share of them has none: carried over from the nearest that has",
+        kind="volume",
+        random=True,
+        source="ours",
+        severities=(0.25, 0.5, 0.75),
+        uses_severity=True,
+    ),
+    Protocol(
+        "wrong-slice",
+        "the middle slice's tight box, put on a slice that is off by a share of the object's slices",
+        kind="volume",
+        random=True,
+        source="ours",
+        severities=(0.1, 0.25),
+        uses_severity=True,
+    ),
+    Protocol(
+        "range-long",
+        "the middle slice's tight box, carried too far at both ends by a share of the object's slices",
+        kind="volume",
+        random=False,
+        source="ours",
+        severities=(0.1, 0.25),
+        uses_severity=True,
+    ),
+    Protocol(
+        "range-short",
+        "the middle slice's tight box, carried not far enough at both ends by a share of the object's slices",
+        kind="volume",
+        random=False,
+        source="ours",
+        severities=(0.1, 0.25),
+        uses_severity=True,
+    ),
+)
+
+_OTHERS = (
+    Protocol(
+        "clicks",
+        "a click in the middle of the object, then one in the middle of the largest mistake, again and again",
+        kind="clicks",
+        random=False,
+        source="number of clicks (NoC) of interactive segmentation",
+    ),
+    Protocol(
+        "box+clicks",
+        "a tight box, then a click in the middle of the largest mistake, again and again",
+        kind="clicks",
+        random=False,
+        source="number of clicks (NoC) of interactive segmentation",
+    ),
+    Protocol(
+        "scribble-human",
+        "what people drew on the image; the seed numbers the people",
+        kind="scribbles",
+        random=False,
+        source="the dataset",
+    ),
+)
+
+
+def protocols() -> tuple[Protocol, ...]:
+    """All there are, with the severities they are run at unless told otherwise."""
+    return (*(_of_strategy(item) for item in STRATEGIES), *_MISTAKES, *_OTHERS)
+
+
+def protocol(name: str, severities: Sequence[float] = ()) -> Protocol:
+    """The protocol of that name, at these severities if it knows severities.
+
+    Raises:
+        SettingError: no such protocol, or a severity outside 0..1.
+    """
+    found = next((item for item in protocols() if item.name == name), None)
+    if found is None:
+        raise SettingError(f"there is no protocol {name!r}; `palpate evaluate --list` shows them all")
+    for severity in severities:
+        if not 0 <= severity <= 1:
+            raise SettingError(f"severity {severity:g} is no fraction; give values from 0 to 1, such as 0.1 for 10 %")
+    if not found.uses_severity or not severities:
+        return found
+    # Rounded as in the table, and each once: 0.1 and 0.10 are one condition.
+    chosen = tuple(dict.fromkeys(round(float(severity), 6) for severity in severities))
+    return replace(found, severities=chosen)
+
+
+def _of_strategy(item: Strategy) -> Protocol:
+    return Protocol(
+        item.name,
+        item.says,
+        kind="strategy",
+        random=item.random,
+        source=item.source,
+        severities=item.default_severities if item.uses_severity else (0.0,),
+        uses_severity=item.uses_severity,
+    )
+
+
+def dice_for(seed: int, *names: str) -> np.random.Generator:
+    """A generator that depends on these names alone, not on what was drawn before or elsewhere.
+
+    So any row can be made again by itself, models are compared on the same draws, and severities of one protocol
+    share theirs (a curve over severity is then not blurred by new dice at every point).
+    """
+    digest = hashlib.sha256("\0".join((str(seed), *names)).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32).tolist())
+
+
+def targets_for(
+    asked: Protocol,
+    mask: Bool[np.ndarray, "slice row column"],
+    pixels: UInt8[np.ndarray, "slice row column *colour"],
+    *,
+    severity: float,
+    rng: np.random.Generator,
+    is_volume: bool,
+    where: VolumePrompts,
+) -> list[Target]:
+    """What this protocol asks for one object: targets for a session; none if it does not apply to this image.
+
+    Raises:
+        PromptError: the mask is empty.
+    """
+    if asked.kind == "volume":
+        return _mistaken(asked, mask, pixels, severity=severity, rng=rng) if is_volume else []
+    draw = _drawn_by(strategy(asked.name), pixels, severity=severity, rng=rng)
+    if not is_volume:
+        return [Target(tuple(without_slice(prompt) for prompt in draw(mask[0], 0)))]
+    return volumes.from_middle(mask, draw) if where == "middle" else volumes.on_every_slice(mask, draw)
+
+
+def without_slice(prompt: Prompt) -> Prompt:
+    """The prompt on a picture, which has no slices."""
+    return replace(prompt, z=None)
+
+
+def _drawn_by(
+    chosen: Strategy, pixels: np.ndarray, *, severity: float, rng: np.random.Generator
+) -> Callable[[np.ndarray, int], tuple[Prompt, ...]]:
+    return lambda mask, z: chosen.draw(mask, severity=severity, rng=rng, z=z, pixels=pixels[z])
+
+
+def _mistaken(
+    asked: Protocol, mask: np.ndarray, pixels: np.ndarray, *, severity: float, rng: np.random.Generator
+) -> list[Target]:
+    draw = _drawn_by(strategy("standard"), pixels, severity=0, rng=rng)
+    if asked.name == "missing-slices":
+        return volumes.key_slices_missing(mask, draw, fraction=severity, rng=rng)
+    if asked.name == "wrong-slice":
+        return volumes.on_wrong_slice(mask, draw, fraction=severity, rng=rng)
+    sign = 1 if asked.name == "range-long" else -1
+    return volumes.z_range_changed(volumes.from_middle(mask, draw), fraction=sign * severity, depth=len(mask))

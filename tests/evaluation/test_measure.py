@@ -1,0 +1,109 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from palpate.datasets import Case
+from palpate.evaluation.measure import Plan, measure_case, replay
+from palpate.evaluation.protocols import protocol
+from palpate.inference.session import Session
+
+
+def plan(*names: str, severities: tuple[float, ...] = (), **options: object) -> Plan:
+    return replace(Plan(tuple(protocol(name, severities) for name in names)), **options)
+
+
+def test_a_tight_box_on_a_bright_square_is_perfect(fake_session: Session, squares: list[Case]):
+    rows = measure_case(fake_session, squares[0], plan("standard"))
+    assert [(row.object, row.dice, row.nsd, row.hd95, row.leak) for row in rows] == [
+        ("1", 1, 1, 0, 0),
+        ("2", 1, 1, 0, 0),
+    ]
+    assert rows[0].area == pytest.approx(16 * 16 / 64**2)
+    assert rows[0].subject == "subject0"
+
+
+def test_a_box_a_quarter_too_tight_on_every_side_leaves_the_inner_quarter(fake_session: Session, squares: list[Case]):
+    row = measure_case(fake_session, squares[0], plan("shrink", severities=(0.25,)))[0]
+    # 16 pixels less 4 on either side are 8: 2 * 64 / (256 + 64).
+    assert row.dice == pytest.approx(0.4)
+    assert row.iou == pytest.approx(0.25)
+    assert row.hd95 == pytest.approx(np.hypot(4, 4), abs=1.0)
+
+
+def test_every_image_is_encoded_once_however_often_it_is_prompted(fake_session: Session, squares: list[Case]):
+    measure_case(fake_session, squares[0], plan("standard", "expansion", "shrink", "points-3", seeds=3))
+    assert fake_session.runtime.encodes == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_every_slice_is_encoded_at_most_once(fake_session: Session, block: Case):
+    measure_case(fake_session, block, plan("standard", "shrink", "missing-slices"))
+    # Slices 0, 1, 6 and 7 show nothing and 2 to 5 all the same, so one embedding serves all.
+    assert fake_session.runtime.encodes == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_protocols_without_dice_are_run_once_and_others_once_a_seed(fake_session: Session, squares: list[Case]):
+    rows = measure_case(fake_session, squares[0], plan("standard", "jitter", severities=(0.1, 0.2), seeds=3))
+    count = {name: sum(row.protocol == name for row in rows) for name in ("standard", "jitter")}
+    assert count == {"standard": 2, "jitter": 2 * 2 * 3}
+
+
+def test_a_volume_is_scored_in_millimetres_of_its_own_axes(fake_session: Session, block: Case):
+    (whole,) = measure_case(fake_session, block, plan("standard"))
+    assert (whole.dice, whole.hd95) == (1, 0)
+    (short,) = measure_case(fake_session, block, plan("range-short", severities=(0.25,)))
+    # One of four slices is lost at either end: 2 * 2 / (4 + 2), and the surface lies one slice of 4 mm away.
+    assert short.dice == pytest.approx(2 / 3)
+    assert short.hd95 == pytest.approx(4.0)
+
+
+def test_pixels_instead_of_a_spacing_that_is_not_to_be_believed(fake_session: Session, block: Case):
+    asked = plan("range-short", severities=(0.25,), in_pixels=("blocks",))
+    (row,) = measure_case(fake_session, block, asked)
+    assert row.hd95 == pytest.approx(1.0)
+
+
+def test_slices_can_be_scored_one_by_one(fake_session: Session, block: Case):
+    rows = measure_case(fake_session, block, plan("standard", score="slice"))
+    assert [row.object for row in rows] == ["1@2", "1@3", "1@4", "1@5"]
+    rows = measure_case(fake_session, block, plan("range-short", severities=(0.25,), score="slice"))
+    assert [row.dice for row in rows] == [0, 1, 1, 0]
+
+
+def test_every_slice_can_be_prompted(fake_session: Session, block: Case):
+    (row,) = measure_case(fake_session, block, plan("standard", volumes="every-slice"))
+    assert row.dice == 1
+
+
+def test_volume_mistakes_do_not_apply_to_pictures(fake_session: Session, squares: list[Case]):
+    assert measure_case(fake_session, squares[0], plan("wrong-slice")) == []
+
+
+def test_clicks_go_on_until_the_last_even_when_nothing_is_left_to_correct(fake_session: Session, squares: list[Case]):
+    rows = measure_case(fake_session, squares[0], plan("clicks", "box+clicks", clicks=5))
+    large = [(row.protocol, row.severity, row.dice) for row in rows if row.object == "1"]
+    assert large == [("clicks", n, 1) for n in (1, 2, 3, 4, 5)] + [("box+clicks", n, 1) for n in (0, 1, 2, 3, 4, 5)]
+
+
+def test_a_limited_number_of_objects_is_the_same_every_time(fake_session: Session, squares: list[Case]):
+    asked = plan("standard", objects=1)
+    first, again = (measure_case(fake_session, squares[0], asked) for _ in range(2))
+    assert [row.key for row in first] == [row.key for row in again]
+    assert len(first) == 1
+
+
+def test_a_row_can_be_made_again_by_itself(fake_session: Session, squares: list[Case]):
+    asked = plan("jitter", severities=(0.3,), seeds=3)
+    for row in measure_case(fake_session, squares[1], asked):
+        (shown,) = replay(fake_session, squares[1], asked, row)
+        wrong = (shown.prediction ^ shown.reference).sum()
+        total = shown.prediction.sum() + shown.reference.sum()
+        assert row.dice == pytest.approx(1 - wrong / total)
+
+
+def test_the_same_rows_come_out_whatever_else_is_in_the_plan(fake_session: Session, squares: list[Case]):
+    alone = measure_case(fake_session, squares[2], plan("jitter", severities=(0.2,)))
+    among = measure_case(fake_session, squares[2], plan("points-3", "jitter", severities=(0.1, 0.2), seeds=3))
+    others = {row.key: row for row in among}
+    for row in alone:
+        assert replace(others[row.key], milliseconds=0) == replace(row, milliseconds=0)

@@ -1,0 +1,144 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fake_runtime import FakeRuntime
+from palpate.datasets import Case
+from palpate.errors import DatasetError, OutputError
+from palpate.evaluation.measure import Plan
+from palpate.evaluation.protocols import protocol
+from palpate.evaluation.run import evaluate
+from palpate.evaluation.table import read_run
+from palpate.inference.session import Session
+
+PLAN = Plan((protocol("standard"), protocol("jitter", [0.1, 0.2])), seeds=2)
+
+
+class Interrupting(FakeRuntime):
+    """Stops like Ctrl-C when it is asked to encode a second image."""
+
+    def encode(self, canvas):  # noqa: ANN001, ANN201
+        if self.encodes:
+            raise KeyboardInterrupt
+        return super().encode(canvas)
+
+
+def test_a_run_leaves_a_table_times_and_a_record(fake_session: Session, squares: list[Case], tmp_path: Path):
+    run = evaluate(squares, PLAN, tmp_path / "run", model=fake_session, command="palpate evaluate squares")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["results.csv", "run.json", "times.csv"]
+    assert len(run.rows) == 3 * 2 * (1 + 2 * 2)
+    assert run.record["command"] == "palpate evaluate squares"
+    assert run.record["weights_hash"] == "0" * 64
+    assert {"palpate", "torch", "numpy", "python"} <= set(run.record["versions"])
+    assert all(row.milliseconds > 0 for row in run.rows)
+
+
+def test_the_same_command_writes_the_same_bytes(fake_session: Session, squares: list[Case], tmp_path: Path):
+    for name in ("a", "b"):
+        evaluate(squares, PLAN, tmp_path / name, model=fake_session)
+    assert (tmp_path / "a/results.csv").read_bytes() == (tmp_path / "b/results.csv").read_bytes()
+
+
+def test_another_seed_writes_others(fake_session: Session, squares: list[Case], tmp_path: Path):
+    evaluate(squares, PLAN, tmp_path / "a", model=fake_session)
+    evaluate(squares, replace(PLAN, seed=7), tmp_path / "b", model=fake_session)
+    assert (tmp_path / "a/results.csv").read_bytes() != (tmp_path / "b/results.csv").read_bytes()
+
+
+def test_an_interrupted_run_goes_on_and_measures_nothing_twice(squares: list[Case], tmp_path: Path):
+    stopped = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(squares, PLAN, tmp_path / "run", model=Session(stopped))
+    assert not (tmp_path / "run/results.csv").exists()
+    second = FakeRuntime()
+    evaluate(squares, PLAN, tmp_path / "run", model=Session(second))
+    assert stopped.encodes + second.encodes == 3
+    evaluate(squares, PLAN, tmp_path / "whole", model=Session(FakeRuntime()))
+    assert (tmp_path / "run/results.csv").read_bytes() == (tmp_path / "whole/results.csv").read_bytes()
+
+
+def test_a_finished_run_is_read_and_not_measured_again(squares: list[Case], tmp_path: Path):
+    evaluate(squares, PLAN, tmp_path / "run", model=Session(FakeRuntime()))
+    again = FakeRuntime()
+    run = evaluate(squares, PLAN, tmp_path / "run", model=Session(again))
+    assert again.encodes == 0
+    assert run.rows == read_run(tmp_path / "run").rows
+
+
+def test_a_part_that_was_cut_off_is_measured_again(squares: list[Case], tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(squares, PLAN, tmp_path / "run", model=Session(Interrupting()))
+    (part,) = (path for path in (tmp_path / "run/parts").iterdir() if path.name != "settings.json")
+    part.write_text(part.read_text()[:100])
+    again = FakeRuntime()
+    evaluate(squares, PLAN, tmp_path / "run", model=Session(again))
+    assert again.encodes == 3
+
+
+def test_an_image_that_changed_meanwhile_is_measured_again(squares: list[Case], tmp_path: Path):
+    stopped = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(squares, PLAN, tmp_path / "run", model=Session(stopped))
+    for case in squares:
+        case.image.write_bytes(case.image.read_bytes() + b" ")
+    again = FakeRuntime()
+    evaluate(squares, PLAN, tmp_path / "run", model=Session(again))
+    assert again.encodes == 3
+
+
+def test_other_settings_do_not_mix_into_a_run(fake_session: Session, squares: list[Case], tmp_path: Path):
+    evaluate(squares, PLAN, tmp_path / "run", model=fake_session)
+    before = (tmp_path / "run/results.csv").read_bytes()
+    with pytest.raises(OutputError, match="another plan"):
+        evaluate(squares, replace(PLAN, seeds=1), tmp_path / "run", model=fake_session)
+    assert (tmp_path / "run/results.csv").read_bytes() == before
+    run = evaluate(squares, replace(PLAN, seeds=1), tmp_path / "run", model=fake_session, overwrite=True)
+    assert run.record["seeds"] == 1
+
+
+def test_a_folder_with_other_things_is_not_written_into(fake_session: Session, squares: list[Case], tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/holiday.jpg").write_bytes(b"me")
+    with pytest.raises(OutputError, match="not empty"):
+        evaluate(squares, PLAN, tmp_path / "photos", model=fake_session)
+
+
+def test_one_bad_case_is_named_and_the_others_are_kept(squares: list[Case], tmp_path: Path):
+    bad = replace(squares[1], load=_damaged)
+    first = FakeRuntime()
+    with pytest.raises(DatasetError, match="1 of 3 cases could not be measured .*case1: the header is damaged"):
+        evaluate([squares[0], bad, squares[2]], PLAN, tmp_path / "run", model=Session(first))
+    second = FakeRuntime()
+    evaluate(squares, PLAN, tmp_path / "run", model=Session(second))
+    assert (first.encodes, second.encodes) == (2, 1)
+
+
+def test_no_cases_are_refused(fake_session: Session, tmp_path: Path):
+    with pytest.raises(DatasetError, match="no cases"):
+        evaluate([], PLAN, tmp_path / "run", model=fake_session)
+
+
+def test_two_cases_of_one_name_are_refused(fake_session: Session, squares: list[Case], tmp_path: Path):
+    with pytest.raises(DatasetError, match="case0"):
+        evaluate([squares[0], squares[0]], PLAN, tmp_path / "run", model=fake_session)
+
+
+def test_progress_counts_cases_that_were_done_before(squares: list[Case], tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(squares, PLAN, tmp_path / "run", model=Session(Interrupting()))
+    seen: list[tuple[int, int]] = []
+    evaluate(squares, PLAN, tmp_path / "run", model=Session(FakeRuntime()), progress=lambda *at: seen.append(at))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_protocol_that_applied_nowhere_is_noted(fake_session: Session, squares: list[Case], tmp_path: Path):
+    plan = Plan((protocol("standard"), protocol("wrong-slice")))
+    run = evaluate(squares, plan, tmp_path / "run", model=fake_session)
+    assert run.record["notes"] == ["no rows of wrong-slice: it applies to none of these cases"]
+    assert json.loads((tmp_path / "run/run.json").read_text())["notes"] == run.record["notes"]
+
+
+def _damaged(case: Case):  # noqa: ANN202
+    raise DatasetError("the header is damaged")
