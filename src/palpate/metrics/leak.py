@@ -15,7 +15,7 @@ def leak_ratio(
     prediction: Bool[np.ndarray, "*grid"],
     reference: Bool[np.ndarray, "*grid"],
     *,
-    distance_px: float = 2,
+    distance_px: float = 2.0,
 ) -> float:
     """The share of the prediction that lies farther than `distance_px` from the reference, from 0 to 1.
 

@@ -26,7 +26,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 from scipy import ndimage
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from palpate.errors import GeometryError, ImageError, SettingError
 
@@ -336,7 +336,7 @@ def _distances(
     if len(goals) == 0:
         return np.full(len(elsewhere), math.inf)
     index = np.argwhere(start)[elsewhere]
-    tree = cKDTree(goals)
+    tree = KDTree(goals)
     # Surfaces that are close to each other are the usual case, and the tree is quick at it. Far from the goal it may
     # have to look at every element, most of all in the middle of a ball; an upper limit shields the first look.
     near = 8 * math.prod(spacing) ** (1 / len(spacing))
