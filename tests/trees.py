@@ -65,6 +65,7 @@ def pictures(folder: Path, subjects: dict[str, int], **columns: str) -> Path:
 def nnunet(folder: Path, cases: tuple[str, ...] = ("a", "b"), *, channels: int = 1, **changes: object) -> Path:
     """`Dataset007_Organs` with NIfTI volumes; `changes` are made to its dataset.json, None takes a key away."""
     root = folder / "Dataset007_Organs"
+    root.mkdir(parents=True)
     for number, case in enumerate(cases):
         for channel in range(channels):
             nifti(root / "imagesTr" / f"{case}_{channel:04d}.nii.gz", VOLUME + 10 * number + channel)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from palpate.cli import info, models, predict
+from palpate.cli import data, info, models, predict
 
 app = typer.Typer(
     name="palpate",
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("predict", no_args_is_help=True)(predict.predict)
 app.command("info", no_args_is_help=True)(info.info)
+app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 
 

@@ -99,7 +99,7 @@ def list_dataset(
         layout, listing = found.name, found.listing(path, **options)
     if subject_pattern is not None:
         listing = replace(listing, cases=tuple(_with_subject(case, subject_pattern) for case in listing.cases))
-    return layout, _chosen(listing, dataset, split)
+    return layout, chosen_from(listing, dataset, split)
 
 
 def layout_of(path: Path) -> Layout:
@@ -119,8 +119,12 @@ def layout_of(path: Path) -> Layout:
     raise DatasetError(f"{path} holds {inside or 'nothing'}; a dataset is one of\n{known}")
 
 
-def _chosen(listing: Listing, datasets: Sequence[str] | None, split: str | None) -> Listing:
-    """The part of a listing that was asked for."""
+def chosen_from(listing: Listing, datasets: Sequence[str] | None, split: str | None) -> Listing:
+    """The part of a listing that was asked for.
+
+    Raises:
+        DatasetError: no such dataset or split.
+    """
     for wanted, attribute, word in ((datasets, "dataset", "dataset"), ([split] if split else None, "split", "split")):
         if wanted is None:
             continue

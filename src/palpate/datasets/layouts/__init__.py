@@ -27,6 +27,7 @@ class Listing:
     - `incomplete` are the cases that cannot be had because a file is missing; `problems` is what else is wrong.
     - `further` are the other channels of an image, by the image's path.
     - `channels` is how many channels every image of a dataset must have, where the layout says so.
+    - `subjects_stated` is whether somebody wrote down whose images these are.
     """
 
     cases: tuple[Case, ...]
@@ -35,6 +36,7 @@ class Listing:
     problems: tuple[Problem, ...] = ()
     further: Mapping[Path, tuple[Path, ...]] = field(default_factory=dict[Path, tuple[Path, ...]])
     channels: Mapping[str, int] = field(default_factory=dict[str, int])
+    subjects_stated: bool = False
 
 
 def stem(path: Path) -> str:

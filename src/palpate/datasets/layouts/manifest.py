@@ -8,7 +8,9 @@ manifest is a list that somebody wrote of files on this machine, and they are on
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from palpate.datasets.case import Case
@@ -16,6 +18,7 @@ from palpate.datasets.layouts import Listing, stem
 from palpate.datasets.pair import FILES, known_modality
 from palpate.datasets.report import Problem
 from palpate.errors import DatasetError
+from palpate.images.formats import check_writable, replacing
 
 NAME = "manifest.csv"
 
@@ -54,7 +57,8 @@ def listing(path: Path) -> Listing:
             problems.append(Problem("error", "duplicate", what, "drop one of them", *where))
         else:
             cases.append(_case(row, name, manifest.parent))
-    return Listing(tuple(cases), FILES, tuple(incomplete), tuple(problems))
+    stated = any(row.get("subject") for _, row in rows)
+    return Listing(tuple(cases), FILES, tuple(incomplete), tuple(problems), subjects_stated=stated)
 
 
 def _lack(row: Row, folder: Path) -> list[tuple[str, str]]:
@@ -118,6 +122,47 @@ def read_rows(manifest: Path) -> list[tuple[int, Row]]:
     except (csv.Error, UnicodeDecodeError) as error:
         raise DatasetError(f"{manifest} is no table in UTF-8 ({error}); save it as CSV with commas") from error
     return [(number, row) for number, row in rows if any(row.values())]
+
+
+def write(path: str | Path, cases: Sequence[Case], *, overwrite: bool = False) -> None:
+    """Write cases as a manifest, with paths relative to its folder.
+
+    Raises:
+        OutputError: the file exists, is no .csv, or cannot be written.
+        DatasetError: a scribble whose name holds the `;` that parts them.
+    """
+    path = Path(path)
+    check_writable(path, overwrite=overwrite, kinds={".csv": "manifest"})
+    columns = dict.fromkeys([*_UNDERSTOOD, *(name for case in cases for name, _ in case.extra)])
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(_row(case, path.parent.resolve()) for case in cases)
+
+
+def _row(case: Case, folder: Path) -> Row:
+    strokes = [_relative(scribble, folder) for scribble in case.scribbles]
+    if any(";" in name for name in strokes):
+        raise DatasetError(f"a scribble of {case.name} has a `;` in its name, which parts names; rename the file")
+    return {
+        "dataset": case.dataset,
+        "modality": case.modality,
+        "subject": case.subject,
+        "split": case.split,
+        "image": _relative(case.image, folder),
+        "label": _relative(case.label, folder),
+        "scribbles": ";".join(strokes),
+        **dict(case.extra),
+    }
+
+
+def _relative(file: Path, folder: Path) -> str:
+    # The folder is resolved and the file's is, too, but a link to a file stays a link.
+    file = file.parent.resolve() / file.name
+    try:
+        return Path(os.path.relpath(file, folder)).as_posix()
+    except ValueError:  # another drive
+        return file.as_posix()
 
 
 def _names(rows: list[Row]) -> list[str]:
