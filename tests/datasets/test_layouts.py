@@ -203,9 +203,14 @@ def test_an_npy_header_that_lies_is_refused_before_anything_is_allocated(tmp_pat
     folder = trees.npy_slices(tmp_path / "CT", ("a",))
     path = folder / "imgs" / "a.npy"
     whole = path.read_bytes()
-    path.write_bytes(whole.replace(b"(5, 6, 3)", b"(5, 60000, 6000)"[:9].ljust(9)))
-    with pytest.raises(FormatError):
-        open_dataset(folder)[0].read()
+    for lie, message in (
+        (b"(5, 6, 9), }", "truncated"),
+        (b"(500000, 600000, 3), }", "GiB"),
+        (b"(-5, 6, 3), }", "damaged"),
+    ):
+        path.write_bytes(whole.replace(b"(5, 6, 3), }".ljust(len(lie)), lie))
+        with pytest.raises(FormatError, match=message):
+            open_dataset(folder)[0].read()
     path.write_bytes(whole[:-10])
     with pytest.raises(FormatError, match="truncated"):
         open_dataset(folder)[0].read()
@@ -321,6 +326,18 @@ def test_an_unknown_split_or_dataset_is_told_what_there_is(tmp_path: Path) -> No
         open_dataset(tmp_path, split="tset")
     with pytest.raises(DatasetError, match="no dataset 'polyp'; there are polyps"):
         open_dataset(tmp_path, dataset=["polyp"])
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_and_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    trees.two_folders(tmp_path)
+    monkeypatch.setattr(Path, "iterdir", denied)  # who runs tests as root may read everything
+    with pytest.raises(DatasetError, match=r"cannot look into .*Permission denied"):
+        open_dataset(tmp_path)
 
 
 def test_files_missing_in_another_dataset_do_not_matter(tmp_path: Path) -> None:

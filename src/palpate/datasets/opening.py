@@ -89,14 +89,17 @@ def list_dataset(
     path = Path(path)
     if not path.exists():
         raise DatasetError(f"there is no file or folder {path}")
-    if labels is not None:
-        if not path.is_dir():
-            raise DatasetError(f"labels go with a folder of images, and {path} is a file; leave them out")
-        layout, listing = "two folders", folders.listing(path, labels=Path(labels), channel=channel)
-    else:
-        found = layout_of(path)
-        options = {"channel": channel} if found.has_channels else {}
-        layout, listing = found.name, found.listing(path, **options)
+    if labels is not None and not path.is_dir():
+        raise DatasetError(f"labels go with a folder of images, and {path} is a file; leave them out")
+    try:
+        if labels is not None:
+            layout, listing = "two folders", folders.listing(path, labels=Path(labels), channel=channel)
+        else:
+            found = layout_of(path)
+            options = {"channel": channel} if found.has_channels else {}
+            layout, listing = found.name, found.listing(path, **options)
+    except OSError as error:
+        raise DatasetError(f"cannot look into {error.filename or path}: {error.strerror or error}") from error
     if subject_pattern is not None:
         listing = replace(listing, cases=tuple(_with_subject(case, subject_pattern) for case in listing.cases))
     return layout, chosen_from(listing, dataset, split)
