@@ -75,6 +75,21 @@ def test_every_slice_can_be_prompted(fake_session: Session, block: Case):
     assert row.dice == 1
 
 
+def test_one_slice_of_a_volume_can_stand_for_it(fake_session: Session, block: Case):
+    (row,) = measure_case(fake_session, block, plan("shrink", severities=(0.2,), volumes="one-slice"))
+    # Slice 3 is the middle of 2..5; 10 pixels less 2 on either side are 6: 2 * 36 / (100 + 36).
+    assert (row.object, row.dice) == ("1@3", pytest.approx(72 / 136))
+
+
+def test_what_nobody_labelled_is_neither_right_nor_wrong(fake_session: Session, squares: list[Case]):
+    (row,) = [
+        row
+        for row in measure_case(fake_session, replace(squares[0], ignore=2), plan("expansion", severities=(1.0,)))
+        if row.object == "1"
+    ]
+    assert row.leak == 0
+
+
 def test_volume_mistakes_do_not_apply_to_pictures(fake_session: Session, squares: list[Case]):
     assert measure_case(fake_session, squares[0], plan("wrong-slice")) == []
 
@@ -106,4 +121,4 @@ def test_the_same_rows_come_out_whatever_else_is_in_the_plan(fake_session: Sessi
     among = measure_case(fake_session, squares[2], plan("points-3", "jitter", severities=(0.1, 0.2), seeds=3))
     others = {row.key: row for row in among}
     for row in alone:
-        assert replace(others[row.key], milliseconds=0) == replace(row, milliseconds=0)
+        assert replace(others[row.key], milliseconds=0.0) == replace(row, milliseconds=0.0)

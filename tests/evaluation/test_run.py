@@ -19,7 +19,7 @@ PLAN = Plan((protocol("standard"), protocol("jitter", [0.1, 0.2])), seeds=2)
 class Interrupting(FakeRuntime):
     """Stops like Ctrl-C when it is asked to encode a second image."""
 
-    def encode(self, canvas):  # noqa: ANN001, ANN201
+    def encode(self, canvas):
         if self.encodes:
             raise KeyboardInterrupt
         return super().encode(canvas)
@@ -108,7 +108,7 @@ def test_a_folder_with_other_things_is_not_written_into(fake_session: Session, s
 def test_one_bad_case_is_named_and_the_others_are_kept(squares: list[Case], tmp_path: Path):
     bad = replace(squares[1], load=_damaged)
     first = FakeRuntime()
-    with pytest.raises(DatasetError, match="1 of 3 cases could not be measured .*case1: the header is damaged"):
+    with pytest.raises(DatasetError, match=r"1 of 3 cases could not be measured .*case1: the header is damaged"):
         evaluate([squares[0], bad, squares[2]], PLAN, tmp_path / "run", model=Session(first))
     second = FakeRuntime()
     evaluate(squares, PLAN, tmp_path / "run", model=Session(second))
@@ -140,5 +140,5 @@ def test_a_protocol_that_applied_nowhere_is_noted(fake_session: Session, squares
     assert json.loads((tmp_path / "run/run.json").read_text())["notes"] == run.record["notes"]
 
 
-def _damaged(case: Case):  # noqa: ANN202
+def _damaged(case: Case):
     raise DatasetError("the header is damaged")

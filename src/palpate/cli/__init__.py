@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from palpate.cli import data, info, models, predict
+from palpate.cli import data, evaluate, info, models, predict
+from palpate.cli.terminal import command_line
 
 app = typer.Typer(
     name="palpate",
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("predict", no_args_is_help=True)(predict.predict)
+app.command("evaluate", no_args_is_help=True)(evaluate.evaluate)
 app.command("info", no_args_is_help=True)(info.info)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
@@ -47,7 +49,30 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the entry point of `palpate`."""
     # A batch system's polite kill is treated like Ctrl-C, so that temporary files go.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app(joined_points(sys.argv[1:] if arguments is None else arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    command_line.set(tuple(given))
+    app(_two_words(joined_severities(joined_points(given))))
+
+
+def _two_words(arguments: list[str]) -> list[str]:
+    """`evaluate compare A B` as one verb: the parser cannot have both a verb's argument and a verb beneath it."""
+    return ["evaluate compare", *arguments[2:]] if arguments[:2] == ["evaluate", "compare"] else arguments
+
+
+def joined_severities(arguments: list[str]) -> list[str]:
+    """`--severity 0.05 0.1` as one argument, `--severity 0.05,0.1`: the parser knows no options of any length.
+
+    >>> joined_severities(["--severity", "0.05", "0.1", "-o", "run"])
+    ['--severity', '0.05,0.1', '-o', 'run']
+    """
+    joined: list[str] = []
+    for argument in arguments:
+        follows = len(joined) > 1 and joined[-2] == "--severity"
+        if follows and re.fullmatch(r"[\d.]+(e-?\d+)?", argument):
+            joined[-1] += f",{argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def joined_points(arguments: list[str]) -> list[str]:

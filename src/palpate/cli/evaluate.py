@@ -44,7 +44,8 @@ def evaluate(
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of protocols with dice.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Where the dice start.")] = 0,
     volumes: Annotated[
-        str, typer.Option(help="Prompt volumes on the middle slice and carry on, or on every-slice.")
+        str,
+        typer.Option(help="Prompt an object's middle slice and carry on (middle), every-slice, or one-slice alone."),
     ] = "middle",
     score: Annotated[
         str, typer.Option(help="Score objects of volumes as a whole (volume), or slice by slice.")
@@ -140,7 +141,7 @@ def _plan(
         seeds=seeds,
         seed=seed,
         objects=objects,
-        volumes=_one_of(volumes, "--volumes", ("middle", "every-slice")),  # pyright: ignore[reportArgumentType]
+        volumes=_one_of(volumes, "--volumes", ("middle", "every-slice", "one-slice")),  # pyright: ignore[reportArgumentType]
         score=_one_of(score, "--score", ("volume", "slice")),  # pyright: ignore[reportArgumentType]
         clicks=clicks,
         tolerance=tolerance,

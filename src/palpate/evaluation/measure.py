@@ -32,6 +32,7 @@ Score = Literal["volume", "slice"]
 NsdMode = Literal["contour", "challenge"]
 
 Slices = Bool[np.ndarray, "slice row column"]
+_Window = Bool[np.ndarray, "_ _ _"]
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,9 @@ def _attempts(session: Session, scene: _Scene, region: Region, one: Protocol, pl
         return
     if one.kind == "scribbles":
         for person, marks in enumerate(scene.marks):
-            if targets := _scribbled(scene, region, mask, marks):
-                yield _answered(session, targets, severity=0.0, seed=person)
+            if targets := _scribbled(scene, region, mask, marks, plan):
+                only = targets[0].z if scene.is_volume and plan.volumes == "one-slice" else None
+                yield _answered(session, scene, targets, severity=0.0, seed=person, only=only)
         return
     for severity in one.severities:
         for repetition in range(plan.seeds if one.random else 1):
@@ -185,10 +187,13 @@ def _attempts(session: Session, scene: _Scene, region: Region, one: Protocol, pl
                 one, mask, scene.pixels, severity=severity, rng=rng, is_volume=scene.is_volume, where=plan.volumes
             )
             if targets:
-                yield _answered(session, targets, severity=severity, seed=plan.seed + repetition)
+                only = targets[0].z if scene.is_volume and plan.volumes == "one-slice" else None
+                yield _answered(session, scene, targets, severity=severity, seed=plan.seed + repetition, only=only)
 
 
-def _answered(session: Session, targets: Sequence[Target], *, severity: float, seed: int) -> _Attempt:
+def _answered(
+    session: Session, scene: _Scene, targets: Sequence[Target], *, severity: float, seed: int, only: int | None = None
+) -> _Attempt:
     for target in targets:
         first, last = target.z_range or (target.z or 0, target.z or 0)
         session.encode(range(first, last + 1))
@@ -196,7 +201,9 @@ def _answered(session: Session, targets: Sequence[Target], *, severity: float, s
     result = session.predict_all(targets)
     milliseconds = 1000 * (time.perf_counter() - start)
     found = result.mask[None] if session.axis is None else slice_first(result.mask, session.axis)
-    return _Attempt(severity, seed, tuple(targets), found, result.predicted_iou, milliseconds)
+    if scene.case.ignore is not None:
+        found = found & (scene.labels != scene.case.ignore)  # what nobody labelled is neither right nor wrong
+    return _Attempt(severity, seed, tuple(targets), found, result.predicted_iou, milliseconds, only)
 
 
 def _clicked(session: Session, scene: _Scene, mask: Slices, plan: Plan, *, box_first: bool) -> Iterator[_Attempt]:
@@ -210,7 +217,7 @@ def _clicked(session: Session, scene: _Scene, mask: Slices, plan: Plan, *, box_f
         if click is not None or last is None:
             points = points if click is None else added(points, click)
             target = Target((*box, *((points,) if points else ())))
-            last = _answered(session, [target], severity=float(count), seed=plan.seed)
+            last = _answered(session, scene, [target], severity=float(count), seed=plan.seed)
             found = last.prediction[z]
         # Nothing is left to correct: the answer stays as it is, so that every curve has the same length.
         yield _Attempt(
@@ -218,7 +225,7 @@ def _clicked(session: Session, scene: _Scene, mask: Slices, plan: Plan, *, box_f
         )
 
 
-def _scribbled(scene: _Scene, region: Region, mask: Slices, marks: np.ndarray) -> list[Target]:
+def _scribbled(scene: _Scene, region: Region, mask: Slices, marks: np.ndarray, plan: Plan) -> list[Target]:
     convention = "classes" if scene.is_volume else "strokes"
     drawn = {
         z: scribble
@@ -230,6 +237,8 @@ def _scribbled(scene: _Scene, region: Region, mask: Slices, marks: np.ndarray) -
     z = min(drawn, key=lambda number: (abs(number - volumes.middle_slice(mask)), number))
     if not scene.is_volume:
         return [Target((without_slice(drawn[z]),))]
+    if plan.volumes == "one-slice":
+        return [Target((drawn[z],))]
     slices = np.flatnonzero(mask.any(axis=(1, 2)))
     return [Target((drawn[z],), z_range=(int(slices[0]), int(slices[-1])))]
 
@@ -318,7 +327,7 @@ def _box_share(reference: Slices) -> float:
     return (box.x_max - box.x_min + 1) * (box.y_max - box.y_min + 1) / largest.size
 
 
-def _cropped(prediction: Slices, reference: Slices) -> tuple[Slices, Slices]:
+def _cropped(prediction: Slices, reference: Slices) -> tuple[_Window, _Window]:
     """Both masks without the empty surroundings, which cost time and change nothing."""
     either = prediction | reference
     if not either.any() or len(either) == 0:

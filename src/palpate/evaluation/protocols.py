@@ -21,8 +21,9 @@ from palpate.prompts import volumes
 from palpate.prompts.strategies import STRATEGIES, Strategy, strategy
 from palpate.prompts.types import Prompt, Target
 
-VolumePrompts = Literal["middle", "every-slice"]
-"""Where a volume is prompted: on the object's middle slice and carried to its ends, or on each of its slices."""
+VolumePrompts = Literal["middle", "every-slice", "one-slice"]
+"""Where a volume is prompted: on the object's middle slice and carried to its ends, on each of its slices, or on the
+middle slice, which then is all that counts."""
 
 Kind = Literal["strategy", "volume", "clicks", "scribbles"]
 
@@ -113,7 +114,7 @@ def protocols() -> tuple[Protocol, ...]:
     return (*(_of_strategy(item) for item in STRATEGIES), *_MISTAKES, *_OTHERS)
 
 
-def protocol(name: str, severities: Sequence[float] = ()) -> Protocol:
+def protocol(name: str, severities: Sequence[float | int] = ()) -> Protocol:
     """The protocol of that name, at these severities if it knows severities.
 
     Raises:
@@ -170,11 +171,15 @@ def targets_for(
         PromptError: the mask is empty.
     """
     if asked.kind == "volume":
-        return _mistaken(asked, mask, pixels, severity=severity, rng=rng) if is_volume else []
+        applies = is_volume and where != "one-slice"
+        return _mistaken(asked, mask, pixels, severity=severity, rng=rng) if applies else []
     draw = _drawn_by(strategy(asked.name), pixels, severity=severity, rng=rng)
     if not is_volume:
         return [Target(tuple(without_slice(prompt) for prompt in draw(mask[0], 0)))]
-    return volumes.from_middle(mask, draw) if where == "middle" else volumes.on_every_slice(mask, draw)
+    if where == "every-slice":
+        return volumes.on_every_slice(mask, draw)
+    (target,) = volumes.from_middle(mask, draw)
+    return [target if where == "middle" else replace(target, z_range=None)]
 
 
 def without_slice(prompt: Prompt) -> Prompt:
@@ -191,7 +196,7 @@ def _drawn_by(
 def _mistaken(
     asked: Protocol, mask: np.ndarray, pixels: np.ndarray, *, severity: float, rng: np.random.Generator
 ) -> list[Target]:
-    draw = _drawn_by(strategy("standard"), pixels, severity=0, rng=rng)
+    draw = _drawn_by(strategy("standard"), pixels, severity=0.0, rng=rng)
     if asked.name == "missing-slices":
         return volumes.key_slices_missing(mask, draw, fraction=severity, rng=rng)
     if asked.name == "wrong-slice":
