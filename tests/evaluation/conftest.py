@@ -6,24 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from palpate.datasets import Case, LabelledImage
-from palpate.images import Image
-from palpate.images.geometry import affine_from_spacing
+from palpate.datasets import Case
 from phantoms import column, picture, rectangle
-
-
-def load_arrays(case: Case) -> LabelledImage:
-    with np.load(case.image) as arrays:
-        affine = affine_from_spacing(tuple(arrays["spacing"].tolist()))
-        return LabelledImage(Image(arrays["image"], affine, modality="photo"), arrays["labels"])
-
-
-def write_case(
-    folder: Path, name: str, image: np.ndarray, labels: np.ndarray, *, subject: str = "", spacing: tuple = (1, 1, 1)
-) -> Case:
-    path = folder / f"{name}.npz"
-    np.savez(path, image=image, labels=labels, spacing=np.array(spacing, dtype=float))
-    return Case("squares", subject or name, name, path, path, load_arrays)
+from small_cases import write_case
 
 
 @pytest.fixture

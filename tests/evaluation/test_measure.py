@@ -1,9 +1,12 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as Picture
 
-from palpate.datasets import Case
+from palpate.datasets import Case, Region
+from palpate.errors import DatasetError
 from palpate.evaluation.measure import Plan, measure_case, replay
 from palpate.evaluation.protocols import protocol
 from palpate.inference.session import Session
@@ -88,6 +91,36 @@ def test_what_nobody_labelled_is_neither_right_nor_wrong(fake_session: Session, 
         if row.object == "1"
     ]
     assert row.leak == 0
+
+
+def _with_marks(case: Case, folder: Path, *drawn: np.ndarray) -> Case:
+    paths = [folder / f"person{number}.png" for number in range(len(drawn))]
+    for path, marks in zip(paths, drawn, strict=True):
+        Picture.fromarray(marks.astype(np.uint8)).save(path)
+    return replace(case, scribbles=tuple(paths))
+
+
+def test_peoples_strokes_are_asked_once_a_person(fake_session: Session, squares: list[Case], tmp_path: Path):
+    only_large = replace(squares[0], regions=(Region("square", (1,)),))
+    first, second = np.zeros((64, 64)), np.zeros((64, 64))
+    first[10, 8:12] = 1
+    second[12, 8:12], second[60, 3:9] = 1, 2
+    case = _with_marks(only_large, tmp_path, first, second)
+    rows = measure_case(fake_session, case, plan("scribble-human"))
+    assert [(row.object, row.seed, row.dice) for row in rows] == [("square", 0, 1), ("square", 1, 1)]
+
+
+def test_drawn_classes_are_told_from_what_nobody_drew_on(fake_session: Session, squares: list[Case], tmp_path: Path):
+    marks = np.full((64, 64), 3)  # 3 is neither object, and stands nearly everywhere: not drawn on
+    marks[10, 8:12], marks[42, 51:54], marks[60, 3:9] = 1, 2, 0
+    rows = measure_case(fake_session, _with_marks(squares[0], tmp_path, marks), plan("scribble-human"))
+    assert [(row.object, row.dice) for row in rows] == [("1", 1), ("2", 1)]
+
+
+def test_strokes_of_another_size_are_refused(fake_session: Session, squares: list[Case], tmp_path: Path):
+    case = _with_marks(squares[0], tmp_path, np.ones((32, 64)))
+    with pytest.raises(DatasetError, match="own grid"):
+        measure_case(fake_session, case, plan("scribble-human"))
 
 
 def test_volume_mistakes_do_not_apply_to_pictures(fake_session: Session, squares: list[Case]):

@@ -183,12 +183,17 @@ def _cores() -> int:
 
 
 def _write_summary(run: Run, cases: Sequence[Case], plan: Plan, choice: ModelChoice, *, show: bool) -> list[SummaryRow]:
-    from palpate.evaluation.report import write_report
-    from palpate.evaluation.summary import summarise, write_summary
-    from palpate.evaluation.worst import worst_cases
+    import numpy as np
 
-    summary = summarise(run, seed=plan.seed)
-    write_summary(summary, run.folder)
+    from palpate.evaluation.report import write_report
+    from palpate.evaluation.summary import summarise, summary_csv, summary_markdown
+    from palpate.evaluation.worst import worst_cases
+    from palpate.images.formats import replacing
+
+    summary = summarise(run, np.random.default_rng(plan.seed))
+    for name, text in (("summary.csv", summary_csv(summary)), ("summary.md", summary_markdown(summary))):
+        with replacing(run.folder / name, overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
     worst = worst_cases(run, cases, plan, choice.load)
     write_report(run, run.folder / "report.html", worst=worst, overwrite=True)
     if show:

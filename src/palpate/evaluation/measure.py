@@ -20,7 +20,7 @@ from palpate.evaluation.table import Row
 from palpate.images import read
 from palpate.images.slices import slice_first
 from palpate.inference.session import Session
-from palpate.metrics import dice, iou, leak_ratio, nsd, surface_distances
+from palpate.metrics import NsdMode, dice, iou, leak_ratio, nsd, surface_distances
 from palpate.prompts import volumes
 from palpate.prompts.clicks import added, next_click
 from palpate.prompts.scribbles import human_scribble
@@ -28,8 +28,6 @@ from palpate.prompts.types import Box, Points, Prompt, Scribble, Target
 
 Score = Literal["volume", "slice"]
 """Whether an object in a volume is one row, scored in 3D, or one row a slice, scored in 2D."""
-
-NsdMode = Literal["contour", "challenge"]
 
 Slices = Bool[np.ndarray, "slice row column"]
 _Window = Bool[np.ndarray, "_ _ _"]
@@ -183,9 +181,12 @@ def _attempts(session: Session, scene: _Scene, region: Region, one: Protocol, pl
     for severity in one.severities:
         for repetition in range(plan.seeds if one.random else 1):
             rng = dice_for(plan.seed + repetition, scene.case.dataset, scene.case.name, region.name, one.name)
-            targets = targets_for(
-                one, mask, scene.pixels, severity=severity, rng=rng, is_volume=scene.is_volume, where=plan.volumes
-            )
+            try:
+                targets = targets_for(
+                    one, mask, scene.pixels, severity=severity, rng=rng, is_volume=scene.is_volume, where=plan.volumes
+                )
+            except PromptError:
+                continue  # there is no such prompt for this object (points beside one that fills the image): no row
             if targets:
                 only = targets[0].z if scene.is_volume and plan.volumes == "one-slice" else None
                 yield _answered(session, scene, targets, severity=severity, seed=plan.seed + repetition, only=only)
@@ -226,11 +227,26 @@ def _clicked(session: Session, scene: _Scene, mask: Slices, plan: Plan, *, box_f
 
 
 def _scribbled(scene: _Scene, region: Region, mask: Slices, marks: np.ndarray, plan: Plan) -> list[Target]:
-    convention = "classes" if scene.is_volume else "strokes"
+    values, counts = np.unique(marks, return_counts=True)
+    nothing = int(values[counts.argmax()])
+    # One object, and no values but 0, 1 and 2, the 0 nearly everywhere: strokes on it and beside it. Else a value an
+    # object, and the most frequent one stands where nobody drew.
+    is_strokes = nothing == 0 and values.max() <= 2 and len(scene.case.objects(scene.labels)) == 1
+    if not is_strokes and region.values[0] == nothing:
+        return []
     drawn = {
         z: scribble
         for z in np.flatnonzero(mask.any(axis=(1, 2))).tolist()
-        if (scribble := human_scribble(marks[z], value=region.values[0], convention=convention, z=z)) is not None
+        if (
+            scribble := human_scribble(
+                marks[z],
+                value=region.values[0],
+                convention="strokes" if is_strokes else "classes",
+                unlabelled=None if is_strokes else nothing,
+                z=z,
+            )
+        )
+        is not None
     }
     if not drawn:
         return []

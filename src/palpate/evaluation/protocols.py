@@ -118,14 +118,17 @@ def protocol(name: str, severities: Sequence[float | int] = ()) -> Protocol:
     """The protocol of that name, at these severities if it knows severities.
 
     Raises:
-        SettingError: no such protocol, or a severity outside 0..1.
+        SettingError: no such protocol, or a severity that is no fraction.
     """
     found = next((item for item in protocols() if item.name == name), None)
     if found is None:
         raise SettingError(f"there is no protocol {name!r}; `palpate evaluate --list` shows them all")
+    least = -1 if min(found.severities) < 0 else 0
     for severity in severities:
-        if not 0 <= severity <= 1:
-            raise SettingError(f"severity {severity:g} is no fraction; give values from 0 to 1, such as 0.1 for 10 %")
+        if not least <= severity <= 1:
+            raise SettingError(
+                f"severity {severity:g} does not fit {name}; give fractions from {least} to 1, such as 0.1 for 10 %"
+            )
     if not found.uses_severity or not severities:
         return found
     # Rounded as in the table, and each once: 0.1 and 0.10 are one condition.

@@ -28,7 +28,7 @@ from palpate.evaluation.table import Row, Run, read_run, results_csv, times_csv
 from palpate.images.formats import replacing
 from palpate.inference.session import Session, load
 
-PACKAGES = ("palpate", "torch", "transformers", "numpy", "scipy", "edt")
+PACKAGES = ("palpate", "torch", "transformers", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
     others = set(multiprocessing.active_children())
     with _quick_memory():
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve_parent)
         futures = {pool.submit(_measure_in_worker, model, case, plan): case for case in cases}
         try:
             yield ((futures[future], future.result()) for future in as_completed(futures))
@@ -292,10 +292,21 @@ def _in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
+def _serve_parent() -> None:
+    """Leave interrupts to the first process, and end when it ends, however it ends."""
+    import multiprocessing
     import signal
+    import threading
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process decides
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # it was killed: nobody is left to work for
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager
@@ -374,8 +385,7 @@ def _session_of_thread(model: ModelChoice, _thread: int) -> Session:
 
 def _record(session: Session, plan: Plan, cases: Sequence[Case], rows: Sequence[Row]) -> dict[str, Any]:
     runtime = session.runtime
-    silent = [one.name for one in plan.protocols if not any(row.protocol == one.name for row in rows)]
-    notes = [f"no rows of {name}: it applies to none of these cases" for name in silent]
+    notes = _left_out(plan, rows)
     if plan.in_pixels:
         notes.append(f"distances in pixels, not mm, for {', '.join(plan.in_pixels)}")
     return {
@@ -391,6 +401,25 @@ def _record(session: Session, plan: Plan, cases: Sequence[Case], rows: Sequence[
         "protocols": [asdict(one) for one in plan.protocols],
         "notes": notes,
     }
+
+
+def _left_out(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    """Which protocols could not be asked everywhere: not all prompts exist for all objects."""
+
+    def prompted(of: Iterable[Row]) -> set[tuple[str, ...]]:
+        # Clicks are scored on one slice, and volumes perhaps slice by slice: `1@17` is object 1.
+        return {(row.dataset, row.case, row.object.partition("@")[0]) for row in of}
+
+    everything, notes = prompted(rows), list[str]()
+    for one in plan.protocols:
+        count = len(prompted(row for row in rows if row.protocol == one.name))
+        if count == 0:
+            notes.append(f"no rows of {one.name}: it applies to none of these cases")
+        elif count < len(everything):
+            notes.append(
+                f"{one.name} was asked for {count} of {len(everything)} objects; the others have no such prompt"
+            )
+    return notes
 
 
 def _versions() -> Mapping[str, str]:
