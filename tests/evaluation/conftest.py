@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_cases import write_case
 
 from palpate.datasets import Case
 from phantoms import column, picture, rectangle
-from small_cases import write_case
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_cases import write_case
 
 from fake_runtime import FakeRuntime
 from palpate.datasets import Case
@@ -13,7 +14,6 @@ from palpate.evaluation.protocols import protocol
 from palpate.evaluation.run import evaluate
 from palpate.evaluation.table import read_run
 from palpate.inference.session import Session
-from small_cases import write_case
 
 PLAN = Plan((protocol("standard"), protocol("jitter", [0.1, 0.2])), seeds=2)
 
@@ -143,7 +143,8 @@ def test_a_protocol_that_applied_nowhere_is_noted(fake_session: Session, squares
 
 
 def test_a_prompt_that_does_not_exist_for_an_object_is_left_out_and_counted(squares: list[Case], tmp_path: Path):
-    full = write_case(tmp_path, "full", np.full((64, 64), 250, dtype=np.uint8), np.ones((64, 64), dtype=np.uint8))
+    bright = np.tile(np.arange(190, 254, dtype=np.uint8), (64, 1))
+    full = write_case(tmp_path, "full", bright, np.ones((64, 64), dtype=np.uint8))
     plan = Plan((protocol("standard"), protocol("points-50+50")), seeds=1)
     run = evaluate([*squares, full], plan, tmp_path / "run", model=Session(FakeRuntime()))
     assert run.record["notes"] == ["points-50+50 was asked for 6 of 7 objects; the others have no such prompt"]
