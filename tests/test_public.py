@@ -40,10 +40,10 @@ def test_the_list_of_names_is_sorted_and_complete() -> None:
     assert palpate.__all__ == sorted(set(palpate.__all__))
     assert set(palpate._HOME) <= set(palpate.__all__)
     rooms = {name for name in palpate.__all__ if name not in palpate._HOME}
-    assert rooms == {"errors", "images", "metrics", "prompts"}
+    assert rooms == {"datasets", "errors", "evaluation", "images", "metrics", "prompts"}
 
 
-@pytest.mark.parametrize("room", ["images", "metrics", "prompts"])
+@pytest.mark.parametrize("room", ["datasets", "evaluation", "images", "metrics", "prompts"])
 def test_every_room_lists_what_it_offers(room: str) -> None:
     module = importlib.import_module(f"palpate.{room}")
     assert module.__all__ == sorted(module.__all__)

@@ -7,14 +7,15 @@
     segmentation = session.predict(palpate.Box(92, 110, 301, 330, z=41))
     segmentation.save("liver.nii.gz")
 
-Everything public is in `__all__`, and in the rooms beside it: `palpate.images`, `palpate.metrics`, `palpate.prompts`.
+Everything public is in `__all__`, and in the rooms beside it: `palpate.images`, `palpate.metrics`,
+`palpate.prompts`, `palpate.datasets`, `palpate.evaluation`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from palpate import errors, images, metrics, prompts
+    from palpate import datasets, errors, evaluation, images, metrics, prompts
     from palpate.errors import PalpateError
     from palpate.images.image import Image
     from palpate.inference.segmentation import Segmentation
@@ -31,7 +32,9 @@ __all__ = [
     "Segmentation",
     "Session",
     "Target",
+    "datasets",
     "errors",
+    "evaluation",
     "images",
     "load",
     "metrics",

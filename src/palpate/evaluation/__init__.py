@@ -1,1 +1,27 @@
-"""How good is a model on these images, and what happens when the prompt is not perfect?"""
+"""How good is a model on these images, and what happens when the prompt is not perfect?
+
+    from palpate import datasets, evaluation
+
+    cases = datasets.open_dataset("data", split="test")
+    plan = evaluation.Plan((evaluation.protocol("standard"), evaluation.protocol("shrink", [0.05, 0.1])))
+    run = evaluation.evaluate(cases, plan, "run", model=evaluation.ModelChoice("lite-medsam"), workers=4)
+"""
+
+from palpate.evaluation.measure import Plan, measure_case, replay
+from palpate.evaluation.protocols import Protocol, protocol, protocols
+from palpate.evaluation.run import ModelChoice, evaluate
+from palpate.evaluation.table import Row, Run, read_run
+
+__all__ = [
+    "ModelChoice",
+    "Plan",
+    "Protocol",
+    "Row",
+    "Run",
+    "evaluate",
+    "measure_case",
+    "protocol",
+    "protocols",
+    "read_run",
+    "replay",
+]
