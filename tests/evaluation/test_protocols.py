@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from palpate.errors import SettingError
-from palpate.evaluation.protocols import dice_for, protocol, protocols, targets_for
+from palpate.evaluation.protocols import all_protocols, dice_for, protocol, targets_for
 from phantoms import column, rectangle
 
 BODY = column((10, 32, 32), rectangle((32, 32), 8, 8, 19, 19), 2, 7)
@@ -10,7 +10,7 @@ PIXELS = np.where(BODY, 200, 10).astype(np.uint8)
 
 
 def test_names_are_unique_and_every_protocol_says_what_it_asks():
-    known = protocols()
+    known = all_protocols()
     assert len({one.name for one in known}) == len(known)
     assert all(one.says and "," not in one.name and " " not in one.name for one in known)
 
@@ -33,7 +33,7 @@ def test_protocols_without_severity_ignore_it():
     assert protocol("standard", [0.1, 0.2]).severities == (0.0,)
 
 
-@pytest.mark.parametrize("name", [one.name for one in protocols() if one.kind in ("strategy", "volume")])
+@pytest.mark.parametrize("name", [one.name for one in all_protocols() if one.kind in ("strategy", "volume")])
 @pytest.mark.parametrize("where", ["middle", "every-slice"])
 def test_every_protocol_asks_something_on_slices_of_a_volume(name: str, where: str):
     one = protocol(name)
@@ -42,7 +42,7 @@ def test_every_protocol_asks_something_on_slices_of_a_volume(name: str, where: s
     assert all(target.z is not None and 0 <= target.z < 10 for target in targets)
 
 
-@pytest.mark.parametrize("name", [one.name for one in protocols() if one.kind == "strategy"])
+@pytest.mark.parametrize("name", [one.name for one in all_protocols() if one.kind == "strategy"])
 def test_on_pictures_prompts_have_no_slice(name: str):
     one = protocol(name)
     targets = targets_for(

@@ -65,6 +65,9 @@ def evaluate(
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Let a dask cluster work: tcp://host:8786.")
     ] = None,
+    worst: Annotated[
+        int, typer.Option(min=0, help="How many of the worst cases to show in the report; 0 keeps images out of it.")
+    ] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of other settings.")] = False,
     list_all: Annotated[bool, typer.Option("--list", help="Show the protocols and stop.")] = False,
@@ -105,7 +108,7 @@ def evaluate(
                 overwrite=overwrite,
                 progress=advance,
             )
-        summary = _write_summary(run, chosen, plan, choice, show=not as_json)
+        summary = _write_summary(run, chosen, plan, choice, worst=worst, show=not as_json)
         if as_json:
             say_json({"run": str(run.folder), "record": run.record, "summary": [vars(row) for row in summary]})
 
@@ -182,7 +185,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write_summary(run: Run, cases: Sequence[Case], plan: Plan, choice: ModelChoice, *, show: bool) -> list[SummaryRow]:
+def _write_summary(
+    run: Run, cases: Sequence[Case], plan: Plan, choice: ModelChoice, *, worst: int, show: bool
+) -> list[SummaryRow]:
     import numpy as np
 
     from palpate.evaluation.report import write_report
@@ -194,8 +199,8 @@ def _write_summary(run: Run, cases: Sequence[Case], plan: Plan, choice: ModelCho
     for name, text in (("summary.csv", summary_csv(summary)), ("summary.md", summary_markdown(summary))):
         with replacing(run.folder / name, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
-    worst = worst_cases(run, cases, plan, choice.load)
-    write_report(run, run.folder / "report.html", worst=worst, overwrite=True)
+    pictures = worst_cases(run, cases, plan, choice.load, count=worst)
+    write_report(run, run.folder / "report.html", worst=pictures, overwrite=True)
     if show:
         typer.echo((run.folder / "summary.md").read_text(encoding="utf-8"))
         say(
@@ -213,12 +218,12 @@ def _print_protocols() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from palpate.evaluation.protocols import protocols
+    from palpate.evaluation.protocols import all_protocols
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("protocol", "what is asked", "severities", "dice", "source"):
         table.add_column(heading, overflow="fold")
-    for one in protocols():
+    for one in all_protocols():
         severities = " ".join(f"{value:g}" for value in one.severities) if one.uses_severity else ""
         table.add_row(one.name, one.says, severities, "yes" if one.random else "", one.source)
     Console(width=140, highlight=False, markup=False).print(table)

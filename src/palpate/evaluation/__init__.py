@@ -8,7 +8,7 @@
 """
 
 from palpate.evaluation.measure import Plan, measure_case, replay
-from palpate.evaluation.protocols import Protocol, protocol, protocols
+from palpate.evaluation.protocols import Protocol, all_protocols, protocol
 from palpate.evaluation.run import ModelChoice, evaluate
 from palpate.evaluation.table import Row, Run, read_run
 
@@ -18,10 +18,10 @@ __all__ = [
     "Protocol",
     "Row",
     "Run",
+    "all_protocols",
     "evaluate",
     "measure_case",
     "protocol",
-    "protocols",
     "read_run",
     "replay",
 ]

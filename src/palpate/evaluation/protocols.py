@@ -51,7 +51,7 @@ _MISTAKES = (
         "tight boxes on the object's slices, but a share of them has none: carried over from the nearest that has",
         kind="volume",
         random=True,
-        source="ours",
+        source="palpate",
         severities=(0.25, 0.5, 0.75),
         uses_severity=True,
     ),
@@ -60,7 +60,7 @@ _MISTAKES = (
         "the middle slice's tight box, put on a slice that is off by a share of the object's slices",
         kind="volume",
         random=True,
-        source="ours",
+        source="palpate",
         severities=(0.1, 0.25),
         uses_severity=True,
     ),
@@ -69,7 +69,7 @@ _MISTAKES = (
         "the middle slice's tight box, carried too far at both ends by a share of the object's slices",
         kind="volume",
         random=False,
-        source="ours",
+        source="palpate",
         severities=(0.1, 0.25),
         uses_severity=True,
     ),
@@ -78,7 +78,7 @@ _MISTAKES = (
         "the middle slice's tight box, carried not far enough at both ends by a share of the object's slices",
         kind="volume",
         random=False,
-        source="ours",
+        source="palpate",
         severities=(0.1, 0.25),
         uses_severity=True,
     ),
@@ -109,7 +109,7 @@ _OTHERS = (
 )
 
 
-def protocols() -> tuple[Protocol, ...]:
+def all_protocols() -> tuple[Protocol, ...]:
     """All there are, with the severities they are run at unless told otherwise."""
     return (*(_of_strategy(item) for item in STRATEGIES), *_MISTAKES, *_OTHERS)
 
@@ -120,7 +120,7 @@ def protocol(name: str, severities: Sequence[float | int] = ()) -> Protocol:
     Raises:
         SettingError: no such protocol, or a severity that is no fraction.
     """
-    found = next((item for item in protocols() if item.name == name), None)
+    found = next((item for item in all_protocols() if item.name == name), None)
     if found is None:
         raise SettingError(f"there is no protocol {name!r}; `palpate evaluate --list` shows them all")
     least = -1 if min(found.severities) < 0 else 0
