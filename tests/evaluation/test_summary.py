@@ -61,7 +61,7 @@ def test_distances_of_nothing_found_are_never_averaged() -> None:
 
 
 def test_the_same_rows_and_dice_give_the_same_bytes(rng: np.random.Generator) -> None:
-    rows = rows_of(rng, datasets={"liver": 4, "polyps": 3})
+    rows = rows_of(rng, datasets={"liver": 4, "polyps": 3}, conditions=(("standard", 0.0), ("shift", 0.1)))
     first = summarise(run_of(rows), np.random.default_rng(1))
     again = summarise(run_of(rows[::-1]), np.random.default_rng(1))
     assert summary_csv(first) == summary_csv(again)

@@ -50,8 +50,8 @@ Values = Mapping[str, Mapping[str, float]]
 class Interval:
     """An estimate and its 95 % interval; bounds are NaN where there is none (fewer than two subjects).
 
-    `fixed` counts the datasets (or groups of datasets with the same people) that have a single subject: their value
-    is part of the estimate, but nothing is known of its spread, so the interval takes it as certain.
+    `fixed` counts the datasets that have a single subject: their value is part of the estimate, but nothing is known
+    of its spread, so the interval takes it as certain.
     """
 
     estimate: float
@@ -482,10 +482,11 @@ def _whole(values: Values, *, by_median: bool) -> float:
 
 def _intervals_alike(many: Sequence[Values], resampler: Resampler, *, by_median: bool) -> list[Interval]:
     tables = _tables(many)
-    subjects, fixed = sum(table.shape[1] for table in tables), sum(table.shape[1] < 2 for table in tables)
+    subjects = sum(table.shape[1] for table in tables)
+    fixed = sum(len(of_dataset) < 2 for of_dataset in many[0].values())
     wholes = [_whole(values, by_median=by_median) for values in many]
     unknown = [Interval(whole, math.nan, math.nan, subjects, fixed) for whole in wholes]
-    if fixed == len(tables):
+    if all(table.shape[1] < 2 for table in tables):
         return unknown
     counts = [resampler.counts(table.shape[1], place) for place, table in enumerate(tables)]
     drawn = (_medians_of_datasets if by_median else _means_of_datasets)(tables, counts)

@@ -1,0 +1,245 @@
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_runs import row, rows_of, run_of
+from PIL import Image as Picture
+
+from palpate.errors import OutputError
+from palpate.evaluation.overlays import PREDICTION, REFERENCE, draw_overlay
+from palpate.evaluation.report import WorstCase, report_html, write_report
+from palpate.evaluation.table import Row
+from palpate.prompts import Box, MaskPrompt, Points, Prompt, Scribble
+from phantoms import disk, rectangle
+
+INF, NAN = math.inf, math.nan
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements that were closed wrongly, headings, and words outside of elements' names."""
+
+    VOID = ("meta", "img", "br", "path", "use", "rect")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data if self.open and self.open[-1] != "style" else ""
+
+
+def page(*rows: Row, worst: tuple[WorstCase, ...] = (), **record: object) -> Page:
+    return Page(report_html(run_of(rows, **record), worst=worst))
+
+
+def small_picture() -> Picture.Image:
+    return Picture.new("RGB", (4, 4))
+
+
+class TestThePage:
+    def test_holds_every_section_and_nothing_from_elsewhere(self, rng: np.random.Generator) -> None:
+        rows = rows_of(rng, datasets={"liver": 5, "polyps": 3})
+        found = page(
+            *rows,
+            worst=(WorstCase(rows[0], small_picture(), "Found the neighbour."),),
+            **{"model": "lite-medsam", "command": "palpate evaluate DATA", "seed": 3, "weights_hash": "55b0"},
+        )
+        ids = {attributes.get("id") for tag, attributes in found.elements if tag == "h2"}
+        assert ids == {
+            *("robustness", "sizes", "tiny", "spread", "table", "worst", "calibration", "clicks", "human", "made"),
+            "method",
+        }
+        links = {attributes["href"] for tag, attributes in found.elements if tag == "a"}
+        assert links == {f"#{name}" for name in ids}
+        for words in ("palpate evaluate DATA", "55b0", "Found the neighbour.", "With a tight box, the mean Dice is"):
+            assert words in found.words
+        for _, attributes in found.elements:
+            for name in ("src", "href", "xlink:href"):
+                assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
+        policy = next(a["content"] for tag, a in found.elements if tag == "meta" and a.get("http-equiv"))
+        assert policy is not None
+        assert "default-src 'none'" in policy
+
+    def test_is_the_same_for_the_same_run(self, rng: np.random.Generator) -> None:
+        run = run_of(rows_of(rng, datasets={"liver": 3}, conditions=(("standard", 0.0), ("shrink", 0.1))), seed=4)
+        assert report_html(run) == report_html(run)
+
+    def test_the_answer_is_made_of_numbers(self) -> None:
+        rows = [
+            row(subject=f"s{i}", protocol=protocol, severity=severity, dice=0.9 - 0.01 * i - cost)
+            for i in range(10)
+            for protocol, severity, cost in (("standard", 0.0, 0.0), ("shrink", 0.1, 0.2), ("expansion", 0.1, 0.05))
+        ]
+        words = page(*rows).words.replace("\u00a0", " ")
+        # The mean of 0.90, 0.89, ... 0.81
+        assert "With a tight box, the mean Dice is 85.5 % (95 % interval" in words
+        assert "every side of the box 10 % too far in it falls by 20.0 points" in words
+        assert "every side of the box 10 % too far out it falls by 5.0 points" in words
+
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            (),
+            (row(),),
+            (row(protocol="points-3"),),
+            (row(protocol="shrink", severity=0.1),),
+            (row(dice=0.0, iou=0.0, nsd=0.0, hd95=INF, assd=INF, leak=NAN, predicted_iou=NAN, area=NAN),),
+            (row(dice=NAN, iou=NAN, nsd=NAN, hd95=NAN, assd=NAN, leak=NAN, predicted_iou=NAN, area=NAN),),
+            tuple(row(subject=f"s{i}", hd95=INF, assd=INF, leak=NAN, dice=0.0) for i in range(3)),
+            (row(protocol="clicks", severity=1.0), row(protocol="clicks", severity=2.0)),
+            (row(protocol="scribble-human", seed=1), row(protocol="scribble-human", seed=2, subject="s2")),
+        ],
+        ids=["no rows", "one", "points", "severity", "lost", "undefined", "all lost", "clicks", "scribbles"],
+    )
+    def test_poor_runs_have_a_page_too(self, rows: tuple[Row, ...]) -> None:
+        assert "Method and limits" in page(*rows).words
+
+    def test_hostile_names_are_only_words(self) -> None:
+        name = "<script>alert(1)</script> \"'& $x^$ {{ 7*7 }}\n_x"
+        rows = [
+            row(dataset=name, subject=f"{name}{i}", case=name, object=name, protocol=protocol, severity=severity)
+            for i in range(3)
+            for protocol, severity in (("standard", 0.0), (name, 0.1), (name, 0.2), (name + "2", 0.0))
+        ]
+        rows.append(row(dataset="_hidden"))
+        found = page(
+            *rows,
+            worst=(WorstCase(rows[0], small_picture(), name),),
+            **{"model": name, "command": name, "notes": [name], "versions": {name: name}},
+            protocols=[{"name": name, "says": name, "severities": [0.1]}],
+        )
+        assert "script" not in {tag for tag, _ in found.elements}
+        assert "<script>alert(1)</script>" in found.words
+        assert "{{ 7*7 }}" in found.words
+        assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
+
+    def test_a_record_of_the_wrong_shape_breaks_nothing(self) -> None:
+        found = page(row(), seed="three", protocols=["standard"], notes="a note", versions=[1, {"a": None}], model=7)
+        assert "a note" in found.words
+
+    def test_few_subjects_are_a_warning_at_the_top(self) -> None:
+        assert "Fewer than 8 subjects" in page(*(row(subject=f"s{i}") for i in range(7))).words
+        assert "Fewer than 8 subjects" not in page(*(row(subject=f"s{i}") for i in range(8))).words
+
+    def test_ids_are_unique(self, rng: np.random.Generator) -> None:
+        found = page(*rows_of(rng, datasets={"liver": 3, "polyps": 2}))
+        ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+        assert len(ids) == len(set(ids))
+
+    def test_is_written_once(self, tmp_path: Path) -> None:
+        run = run_of((row(),))
+        write_report(run, tmp_path / "report.html")
+        with pytest.raises(OutputError, match="exists; pass --overwrite"):
+            write_report(run, tmp_path / "report.html")
+        write_report(run, tmp_path / "report.html", overwrite=True)
+        assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+    def test_thousands_of_rows_make_a_page_of_moderate_size(self, rng: np.random.Generator) -> None:
+        rows = rows_of(rng, datasets={"liver": 60}, conditions=(("standard", 0.0), ("shift", 0.1)), seeds=20)
+        assert len(rows) > 1500
+        assert len(report_html(run_of(rows))) < 400_000
+
+
+SHAPE, SCALE, TOP = (40, 40), 14, 34  # 560 pixels for 40, beneath the title
+
+
+def drawn(
+    *prompts: Prompt, reference: np.ndarray, prediction: np.ndarray, shape: tuple[int, int] = SHAPE
+) -> np.ndarray:
+    pixels = np.zeros(shape, dtype=np.uint8)
+    return np.asarray(draw_overlay(pixels, reference, prediction, prompts, title=""))
+
+
+def extent(drawing: np.ndarray, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    ys, xs = np.nonzero((drawing[TOP:-24] == colour).all(axis=2))
+    return int(xs.min()) - 8, int(ys.min()), int(xs.max()) - 8, int(ys.max())
+
+
+class TestOverlays:
+    # Large enough that the whole slice is shown: 14 picture elements a pixel.
+    BODY = rectangle(SHAPE, 10, 12, 25, 30)
+
+    def test_lines_lie_on_the_edges_of_pixels(self) -> None:
+        drawing = drawn(reference=self.BODY, prediction=self.BODY)
+        left, top, right, bottom = 10 * SCALE, 12 * SCALE, 26 * SCALE - 1, 31 * SCALE - 1
+        assert extent(drawing, REFERENCE) == (left, top, right, bottom)
+        # The prediction's line is around its own edge, so both are seen where they agree.
+        assert extent(drawing, PREDICTION) == (left - 2, top - 2, right + 2, bottom + 2)
+
+    def test_a_shift_by_one_pixel_is_seen(self) -> None:
+        drawing = drawn(reference=self.BODY, prediction=np.roll(self.BODY, 1, axis=1))
+        assert extent(drawing, PREDICTION)[0] - extent(drawing, REFERENCE)[0] == SCALE - 2
+
+    def test_a_box_ends_after_its_last_pixel(self) -> None:
+        nothing = np.zeros(SHAPE, dtype=bool)
+        drawing = drawn(Box(10, 12, 25, 30), reference=self.BODY, prediction=nothing)
+        left, top, right, bottom = extent(drawing, (255, 255, 255))
+        assert (left, top) == (10 * SCALE, 12 * SCALE)
+        assert right == pytest.approx(26 * SCALE - 1, abs=5)
+        assert bottom == pytest.approx(31 * SCALE - 1, abs=5)
+
+    def test_clicks_lie_in_the_middle_of_their_pixel(self) -> None:
+        nothing = np.zeros(SHAPE, dtype=bool)
+        drawing = drawn(Points([(15, 20), (5, 5)], [1, 0]), reference=self.BODY, prediction=nothing)
+        for colour, (x, y) in (((90, 230, 120), (15, 20)), ((255, 95, 95), (5, 5))):
+            left, top, right, bottom = extent(drawing, colour)
+            assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx(
+                ((x + 0.5) * SCALE, (y + 0.5) * SCALE), abs=1
+            )
+
+    def test_a_small_target_is_enlarged_with_the_whole_slice_beside_it(self) -> None:
+        shape = (400, 400)
+        body = disk(shape, centre=(200, 100), radius=4)
+        drawing = drawn(Box.around(body), reference=body, prediction=body, shape=shape)
+        assert drawing.shape[1] > 560 + 100
+        left, top, right, bottom = extent(drawing[:, :560], REFERENCE)
+        assert right - left == bottom - top > 150
+
+    def test_millimetres_are_shown_and_not_pixels(self) -> None:
+        body = rectangle((20, 80), 10, 4, 70, 16)
+        picture = draw_overlay(np.zeros((20, 80), dtype=np.uint8), body, body, (), title="", pixel_size=(4.0, 1.0))
+        assert picture.height - 64 == pytest.approx(picture.width - 16, abs=8)
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (3, 4), (2500, 1200)])
+    def test_any_shape_can_be_drawn(self, shape: tuple[int, int]) -> None:
+        everything, nothing = np.ones(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        stroke = nothing.copy()
+        stroke[shape[0] // 2] = True
+        prompts = (Box(0, 0, shape[1] - 1, shape[0] - 1), MaskPrompt(everything), Scribble(stroke, nothing))
+        for reference, prediction in ((everything, nothing), (nothing, everything), (nothing, nothing)):
+            assert max(drawn(*prompts, reference=reference, prediction=prediction, shape=shape).shape) < 800
+            drawn(reference=reference, prediction=prediction, shape=shape)
+
+    def test_colour_pictures_keep_their_colours(self) -> None:
+        pixels = np.full((*SHAPE, 3), (200, 30, 60), dtype=np.uint8)
+        nothing = np.zeros(SHAPE, dtype=bool)
+        shown = np.asarray(draw_overlay(pixels, self.BODY, nothing, (), title="a\nb " * 60))
+        assert (shown[TOP + 5, 20] == (200, 30, 60)).all()
+
+    def test_the_template_is_in_the_package(self) -> None:
+        import palpate.evaluation
+
+        template = Path(palpate.evaluation.__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+        # Only what our own charts made may go in unescaped.
+        assert set(re.findall(r"{{ (\S+) \| safe }}", template)) == {
+            *("curves.overall", "curves.datasets", "curves.others", "curves.single", "curves.sizes"),
+            *("boxes", "calibration.plot", "calibration.kept_plot"),
+        }
