@@ -344,7 +344,7 @@ def _on_cluster(
     except ImportError:
         raise SettingError("--dask needs an extra package; install it with: pip install 'palpate[dask]'") from None
     try:
-        client = Client(address, timeout=20)
+        client = Client(address, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
         raise SettingError(f"no dask scheduler answers at {address!r} ({error}); start one or correct --dask") from None
     try:
