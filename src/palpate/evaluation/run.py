@@ -239,7 +239,9 @@ def _answers(
     """Cases with their rows as they come; everything that was started is stopped when the block is left."""
     if workers < 1:
         raise SettingError(f"{workers} workers cannot work; give at least 1")
-    if dask is not None and isinstance(model, ModelChoice):
+    if dask is not None:
+        if isinstance(model, Session):
+            raise SettingError("a session cannot travel to the workers of a cluster; give a ModelChoice instead")
         with _on_cluster(dask, cases, plan, model, session.runtime.weights_hash) as answers:
             yield answers
     elif workers > 1 and len(cases) > 1 and isinstance(model, ModelChoice):
