@@ -5,6 +5,8 @@
     cases = datasets.open_dataset("data", split="test")
     plan = evaluation.Plan((evaluation.protocol("standard"), evaluation.protocol("shrink", [0.05, 0.1])))
     run = evaluation.evaluate(cases, plan, "run", model=evaluation.ModelChoice("lite-medsam"), workers=4)
+
+`run.rows` is the tidy table; the command line makes summaries and reports of it.
 """
 
 from palpate.evaluation.measure import Plan, measure_case, replay
