@@ -4,12 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Picture
+from small_cases import write_case
 
 from palpate.datasets import Case, Region
 from palpate.errors import DatasetError
 from palpate.evaluation.measure import Plan, measure_case, replay
-from palpate.evaluation.protocols import protocol
+from palpate.evaluation.protocols import all_protocols, protocol
 from palpate.inference.session import Session
+from phantoms import column, one_voxel, rectangle, vessel
 
 
 def plan(*names: str, severities: tuple[float, ...] = (), **options: object) -> Plan:
@@ -155,3 +157,33 @@ def test_the_same_rows_come_out_whatever_else_is_in_the_plan(fake_session: Sessi
     others = {row.key: row for row in among}
     for row in alone:
         assert replace(others[row.key], milliseconds=0.0) == replace(row, milliseconds=0.0)
+
+
+ODD = {
+    "one pixel": one_voxel((5, 64, 64), (2, 4, 3)),
+    "thin": np.stack([vessel((64, 64))] * 3),
+    "full": np.ones((3, 64, 64), dtype=bool),
+    "one slice": column((1, 64, 64), rectangle((64, 64), 4, 4, 9, 9), 0, 0),
+    "a gap": column((6, 64, 64), rectangle((64, 64), 4, 4, 9, 9), 0, 1) | one_voxel((6, 64, 64), (5, 63, 63)),
+    "at the corner": column((3, 64, 64), rectangle((64, 64), 60, 60, 63, 63), 0, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "where"),
+    [*((shape, "middle") for shape in ODD), *(("a gap", where) for where in ("every-slice", "one-slice"))],
+)
+def test_every_protocol_works_on_every_shape(fake_session: Session, tmp_path: Path, shape: str, where: str):
+    mask = ODD[shape]
+    image = np.where(mask, 240, 0).astype(np.uint8)
+    image[0, 0, ::2] += 10
+    case = write_case(tmp_path, "odd", image, mask.astype(np.uint8))
+    names = [one.name for one in all_protocols()]
+    rows = measure_case(fake_session, case, plan(*names, seeds=1, clicks=2, volumes=where))
+    expected = {one.name for one in all_protocols() if one.kind not in ("scribbles",)}
+    if where == "one-slice":
+        expected -= {one.name for one in all_protocols() if one.kind == "volume"}
+    if shape == "full":
+        expected -= {"points-50+50", "box+points-50+50"}
+    assert {row.protocol for row in rows} == expected
+    assert all(0 <= row.dice <= 1 and 0 <= row.nsd <= 1 for row in rows)
