@@ -162,6 +162,15 @@ class TestIntervals:
         found = interval({"liver": {f"s{i}": 0.3 for i in range(9)}}, resampler)
         assert (found.low, found.high) == pytest.approx((0.3, 0.3))
 
+    @pytest.mark.parametrize("divisor", [3, 7, 1e6, 1e14])
+    def test_a_third_of_the_values_has_a_third_of_the_interval(self, resampler: Resampler, divisor: float) -> None:
+        # Clicks of 12 subjects: of 9 999 resamples hundreds have exactly the mean 5/3, which no float is.
+        clicks = (1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3)
+        whole = interval({"d": {f"s{i}": float(value) for i, value in enumerate(clicks)}}, resampler)
+        part = interval({"d": {f"s{i}": value / divisor for i, value in enumerate(clicks)}}, resampler)
+        found = (part.low * divisor, part.high * divisor)
+        assert found == pytest.approx((whole.low, whole.high), rel=1e-9)
+
     def test_a_number_does_not_depend_on_what_else_was_asked(self) -> None:
         sample = {"liver": {f"s{i}": math.sqrt(i) for i in range(9)}}
         alone, later = Resampler(np.random.default_rng(5)), Resampler(np.random.default_rng(5))

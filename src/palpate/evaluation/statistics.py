@@ -563,7 +563,11 @@ def _bca_tails(
     tails: tuple[float, float],
 ) -> tuple[float, float]:
     """At which quantiles of the bootstrap distribution the bounds lie; the plain `tails` where BCa is undefined."""
-    bias = float(ndtri(sum(np.searchsorted(drawn, whole, side) for side in ("left", "right")) / 2 / len(drawn)))
+    # Half of the resamples that equal the estimate count as below it. Rounding must not decide which do: errors, misses
+    # and clicks are whole numbers, so that many do, and a third of them cannot be written down exactly.
+    scale = max(abs(whole), float(np.abs(drawn[[0, -1]]).max()))
+    below, up_to = np.searchsorted(drawn, whole - 1e-9 * scale), np.searchsorted(drawn, whole + 1e-9 * scale, "right")
+    bias = float(ndtri((below + up_to) / 2 / len(drawn)))
     datasets = sum(table.shape[1] for table in strata)
     skew, spread = 0.0, 0.0
     for table in strata:
@@ -580,8 +584,8 @@ def _bca_tails(
         influence = (count - 1) * (change.mean() - change)
         skew += float((influence**3).sum()) / count**3
         spread += float((influence**2).sum()) / count**2
-    # Rounding leaves some 1e-32 where all subjects are the same.
-    if not math.isfinite(bias) or spread < 1e-24:
+    # Rounding leaves some 1e-16 of the scale where all subjects are the same.
+    if not math.isfinite(bias) or spread <= (1e-12 * scale) ** 2:
         return tails
     acceleration = skew / (6 * spread**1.5)
     shifted = [bias + float(ndtri(tail)) for tail in tails]
