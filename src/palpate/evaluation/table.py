@@ -13,12 +13,15 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from palpate.errors import FormatError
+
+_SLICE = re.compile(r"@\d+$")
 
 KEYS = ("dataset", "subject", "case", "object", "protocol", "severity", "seed")
 MEASURES = ("dice", "iou", "nsd", "hd95", "assd", "leak", "area", "predicted_iou")
@@ -28,12 +31,16 @@ MEASURES = ("dice", "iou", "nsd", "hd95", "assd", "leak", "area", "predicted_iou
 class Row:
     """One object, prompted once and scored.
 
+    - `object` ends in `@17` where only slice 17 of a volume was scored; `object_name` is the name without it.
     - `severity` is how far the prompt was from the ideal, as a fraction of the box's side or of the slices; for
-      corrective clicks it is the number of clicks so far. `seed` is the repetition; with human scribbles, the person.
+      corrective clicks it is the number of clicks so far. `seed` is the repetition, 0 where nothing is drawn; with human
+      scribbles, the person.
     - `dice`, `iou`, `nsd` lie in [0, 1]. `hd95` and `assd` are in mm (pixels where an image has no spacing), and
       infinite where nothing was found.
-    - `leak` is the share of the prediction that lies more than two pixels outside the object; NaN for no prediction.
-    - `area` is the size of the target: its tight box as a share of the image (in a volume, of its largest slice).
+    - `leak` is the share of the prediction that lies more than two pixels outside the object (in a volume, slice by
+      slice); NaN for no prediction.
+    - `area` is the size of the target: its tight box as a share of the image (in a volume, of its largest slice); NaN
+      for a slice without the object, where something was found.
     - `predicted_iou` is the model's own estimate.
     - `milliseconds` is the time from prompt to mask with the image already encoded.
     """
@@ -70,6 +77,11 @@ class Run:
     folder: Path
 
 
+def object_name(row: Row) -> str:
+    """The object's name without the slice that was scored: `1@17` is a slice of object `1`."""
+    return _SLICE.sub("", row.object)
+
+
 def results_csv(rows: Iterable[Row]) -> str:
     """The table without times: the same rows give the same text."""
     return _csv(rows, (*KEYS, *MEASURES))
@@ -84,16 +96,18 @@ def read_rows(results: Path, times: Path | None = None) -> tuple[Row, ...]:
     """The rows of a table, with times where they are known.
 
     Raises:
-        FormatError: not a table of this kind.
+        FormatError: not a table of this kind, or a damaged one.
     """
-    measured = {tuple(line[key] for key in KEYS): line["milliseconds"] for line in _lines(times)} if times else {}
+    measured = {} if times is None else {key: values for _, key, values in _lines(times, ("milliseconds",))}
     rows: list[Row] = []
-    for number, line in enumerate(_lines(results), start=2):
-        line["milliseconds"] = measured.get(tuple(line.get(key, "") for key in KEYS), "nan")
+    for number, key, values in _lines(results, MEASURES):
+        texts = (*key, *values, *measured.get(key, ("nan",)))
         try:
-            rows.append(Row(**{field.name: _parsed(line[field.name], str(field.type)) for field in fields(Row)}))
-        except (KeyError, ValueError) as error:
-            raise FormatError(f"line {number} of {results} is no row of a run: {error!r}") from None
+            rows.append(
+                Row(**{field.name: _parsed(t, str(field.type)) for field, t in zip(fields(Row), texts, strict=True)})
+            )
+        except ValueError as error:
+            raise FormatError(f"line {number} of {results} is no row of a run: {error}; {_AGAIN}") from None
     return tuple(rows)
 
 
@@ -101,7 +115,7 @@ def read_run(folder: str | Path) -> Run:
     """A finished run, from its folder.
 
     Raises:
-        FormatError: no finished run lies there.
+        FormatError: no finished run lies there, or its files are damaged.
     """
     folder = Path(folder)
     results, record = folder / "results.csv", folder / "run.json"
@@ -113,8 +127,10 @@ def read_run(folder: str | Path) -> Run:
     times = folder / "times.csv"
     try:
         made = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{record} is damaged: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{record} is damaged: {error}; {_AGAIN}") from None
+    if not isinstance(made, dict):
+        raise FormatError(f"{record} is no record of a run, which is a JSON object; {_AGAIN}")
     return Run(read_rows(results, times if times.is_file() else None), made, folder)
 
 
@@ -136,11 +152,29 @@ def _text(value: str | float | int) -> str:
     return "0" if text == "-0" else text
 
 
-def _lines(path: Path | None) -> list[dict[str, str]]:
-    if path is None:
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [dict(line) for line in csv.DictReader(file)]
+_AGAIN = "copy it again, or run the `palpate evaluate` that made it with --overwrite"
+
+
+def _lines(path: Path, columns: tuple[str, ...]) -> list[tuple[int, tuple[str, ...], tuple[str, ...]]]:
+    """Each line's number, its keys, and what stands in these columns."""
+    found: list[tuple[int, tuple[str, ...], tuple[str, ...]]] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            heading = next(reader, [])
+            if missing := [name for name in (*KEYS, *columns) if name not in heading]:
+                raise FormatError(f"{path} is no table of a run: it has no column {', '.join(missing)}; {_AGAIN}")
+            of_key, of_rest = [heading.index(name) for name in KEYS], [heading.index(name) for name in columns]
+            for cells in filter(None, reader):
+                if len(cells) != len(heading):
+                    raise FormatError(
+                        f"line {reader.line_num} of {path} has {len(cells)} cells and the heading {len(heading)}; "
+                        f"{_AGAIN}"
+                    )
+                found.append((reader.line_num, tuple(cells[i] for i in of_key), tuple(cells[i] for i in of_rest)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FormatError(f"{path} is damaged: {error}; {_AGAIN}") from None
+    return found
 
 
 def _parsed(text: str, kind: str) -> Any:
