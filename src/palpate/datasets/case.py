@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Integer
 
+from palpate.datasets import loading
+from palpate.datasets.files import files_of
 from palpate.images.image import Image
 
 
@@ -69,6 +72,44 @@ class Case:
             DatasetError: the labels do not lie on the image's grid, or are no whole numbers.
         """
         return self.load(self)
+
+    def files(self) -> tuple[Path, ...]:
+        """Every file that reading the case depends on, in a stable order, each once.
+
+        These are the image, the label, the scribbles, paths among the options of `load`, and what lies beside them:
+        data files of detached headers, spacings of TIFFs, all files of a DICOM folder. Only headers are opened.
+        A file that is missing is listed like the others, and `read` says what is wrong.
+        """
+        labels = (self.label, *self.scribbles)
+        named = [*files_of(self.image, numbered=True), *(file for path in labels for file in files_of(path))]
+        options = [file for path in loading.paths_in(self.load) for file in files_of(path)]
+        return tuple(dict.fromkeys([*named, *options]))
+
+    def identity(self) -> str:
+        """Everything but the contents of `files` that decides what is read and measured, as one line of JSON.
+
+        Equal cases have equal texts in every process and on every machine. Of paths only the last parts count, so
+        that a dataset can move. The split and `extra` decide nothing.
+
+        Raises:
+            DatasetError: `load` carries something that has no name and no value.
+        """
+        return json.dumps(
+            {
+                "case": 1,  # grows when the meaning of what follows changes
+                "dataset": self.dataset,
+                "subject": self.subject,
+                "name": self.name,
+                "modality": self.modality,
+                "image": self.image.name,
+                "label": self.label.name,
+                "scribbles": [path.name for path in self.scribbles],
+                "regions": [[region.name, list(region.values)] for region in self.regions],
+                "ignore": self.ignore,
+                "load": loading.told(self.load),
+            },
+            sort_keys=True,
+        )
 
     def objects(self, labels: Integer[np.ndarray, "*grid"]) -> list[Region]:
         """The objects that are present in these labels, in the order of their values."""
