@@ -19,6 +19,7 @@ from palpate.evaluation.statistics import (
     holm,
     interval,
     is_error,
+    is_miss,
     matched,
     paired,
     risk_coverage,
@@ -53,6 +54,18 @@ class TestTheEstimator:
         # c1: (0.2 + 0.6) / 2 = 0.4; s1: (0.4 + 0.8) / 2 = 0.6; all: (0.6 + 0.4) / 2
         assert subject_values(rows, "dice") == {"liver": {"s1": pytest.approx(0.6), "s2": pytest.approx(0.4)}}
         assert estimate(rows, "dice", resampler).estimate == pytest.approx(0.5)
+
+    def test_slices_are_parts_of_their_object(self, resampler: Resampler) -> None:
+        # Three slices of one object and one of another: the objects count equally, not the slices.
+        rows = [
+            *(row(object=f"1@{z}", seed=seed, dice=dice) for z, dice in ((3, 0.2), (4, 0.6)) for seed in range(2)),
+            row(object="1@5", dice=1.0),
+            row(object="2@4", dice=0.2),
+        ]
+        # Object 1: (0.2 + 0.6 + 1.0) / 3 = 0.6, object 2: 0.2.
+        assert estimate(rows, "dice", resampler).estimate == pytest.approx(0.4)
+        # An object of one slice weighs a half; of the other, each of two slices with two seeds a twelfth.
+        assert 1 / weights(rows) == pytest.approx([12, 12, 12, 12, 6, 2])
 
     def test_each_dataset_counts_once(self, resampler: Resampler) -> None:
         rows = [*people(0.2, 0.4, 0.6), row(dataset="polyps", subject="p1", dice=0.8)]
@@ -164,10 +177,10 @@ class TestIntervals:
 
     @pytest.mark.parametrize("divisor", [3, 7, 1e6, 1e14])
     def test_a_third_of_the_values_has_a_third_of_the_interval(self, resampler: Resampler, divisor: float) -> None:
-        # Clicks of 12 subjects: of 9 999 resamples hundreds have exactly the mean 5/3, which no float is.
-        clicks = (1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3)
-        whole = interval({"d": {f"s{i}": float(value) for i, value in enumerate(clicks)}}, resampler)
-        part = interval({"d": {f"s{i}": value / divisor for i, value in enumerate(clicks)}}, resampler)
+        # Clicks of 13 subjects: more than a thousand resamples have exactly their mean, 14/13, which no float is.
+        clicks = (0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2)
+        whole = interval({"d": {f"s{i:02}": float(value) for i, value in enumerate(clicks)}}, resampler)
+        part = interval({"d": {f"s{i:02}": value / divisor for i, value in enumerate(clicks)}}, resampler)
         found = (part.low * divisor, part.high * divisor)
         assert found == pytest.approx((whole.low, whole.high), rel=1e-9)
 
@@ -290,6 +303,15 @@ class TestPairs:
         found = against(shifted, standard, "dice", resampler)
         assert found.difference.estimate == pytest.approx(-0.15)
         assert found.a == pytest.approx(0.85)  # the third person, without a shifted box, is left out
+        assert found.objects == 2
+
+    def test_slices_are_compared_with_the_same_slices(self, resampler: Resampler) -> None:
+        # Slice 6, where only the wide box found something, has no partner; the volume's score is another thing.
+        tight = [row(object=f"1@{z}", dice=0.8) for z in (3, 4, 5)]
+        wide = [row(object=f"1@{z}", dice=0.7, protocol="expansion") for z in (3, 4, 5, 6)]
+        found = against(wide, tight, "dice", resampler)
+        assert (found.difference.estimate, found.rows, found.objects) == (pytest.approx(-0.1), 3, 1)
+        assert against(wide, [row(dice=0.8)], "dice", resampler).rows == 0
 
 
 class TestMatching:
@@ -351,6 +373,15 @@ class TestSizesAndErrors:
     def test_errors(self, dice: float, leak: float, error: bool) -> None:
         assert is_error(row(dice=dice, leak=leak)) is error
 
+    def test_finding_something_where_nothing_is_is_an_error_and_no_miss(self) -> None:
+        beside = row(dice=0.0, hd95=INF, assd=INF, leak=1.0, area=NAN)
+        assert (is_miss(beside), is_error(beside), size_class(beside.area)) == (False, True, "")
+
+    def test_nothing_predicted_is_a_miss_and_nothing_to_find_is_none(self) -> None:
+        assert is_miss(row(dice=0.0, hd95=INF, leak=NAN))
+        nothing = row(dice=NAN, hd95=NAN, leak=NAN, area=NAN)
+        assert (is_miss(nothing), is_error(nothing)) == (False, False)
+
 
 class TestCalibration:
     def test_worked_by_hand(self, resampler: Resampler) -> None:
@@ -405,6 +436,10 @@ class TestClicks:
     def test_a_box_that_is_good_enough_takes_no_click(self, resampler: Resampler) -> None:
         rows = [row(protocol="box+clicks", severity=float(n), dice=0.95) for n in range(3)]
         assert clicks_needed(rows, resampler)[0].clicks.estimate == 0
+
+    def test_objects_are_counted_without_their_slices(self, resampler: Resampler) -> None:
+        rows = [row(protocol="clicks", object=name, severity=1.0) for name in ("1@17", "1@18", "2@3")]
+        assert clicks_needed(rows, resampler)[0].objects == 2
 
     def test_without_clicks_there_is_nothing(self, resampler: Resampler) -> None:
         assert clicks_needed([row()], resampler) == ()

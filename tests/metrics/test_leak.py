@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from palpate.metrics import is_tiny, is_tiny_error, leak_ratio
+from palpate.metrics import is_tiny, is_tiny_error, leak_ratio, must_be_redone
 from phantoms import column, empty, one_voxel, rectangle
 
 
@@ -77,3 +77,13 @@ class TestTinyTargets:
     def test_without_a_target_only_finding_something_is_wrong(self, found: bool, wrong: bool) -> None:
         prediction = one_voxel((9, 9), (4, 4)) if found else empty((9, 9))
         assert is_tiny_error(prediction, empty((9, 9))) is wrong
+
+    @pytest.mark.parametrize(
+        ("dice", "leak", "error"),
+        [
+            *((0.5, 0.2, False), (0.49, 0.2, True), (0.5, 0.21, True), (0.0, 1.0, True)),
+            *((0.0, math.nan, True), (math.nan, math.nan, False)),
+        ],
+    )
+    def test_the_numbers_alone_decide(self, dice: float, leak: float, error: bool) -> None:
+        assert must_be_redone(dice=dice, leak=leak) is error

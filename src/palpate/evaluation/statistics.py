@@ -1,7 +1,8 @@
 """Numbers with their uncertainty. The reasons are in docs/concepts/evaluation.md.
 
-One estimator everywhere: the mean over seeds within an object, over objects within a case, over cases within a
-subject, then over subjects; over several datasets, the mean of the datasets' means. Subjects are what is resampled.
+One estimator everywhere: the mean over seeds, over slices within an object where slices are scored, over objects
+within a case, over cases within a subject, then over subjects; over several datasets, the mean of the datasets' means.
+Subjects are what is resampled.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
 from palpate.errors import DatasetError, SettingError
-from palpate.evaluation.table import MEASURES, Row
+from palpate.evaluation.table import MEASURES, Row, object_name
+from palpate.metrics.leak import TINY_SHARE, must_be_redone
 
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 9_999
 FEW_SUBJECTS: Final = 8
-TINY, SMALL, MEDIUM = 0.005, 0.02, 0.10
+SIZE_LIMITS: Final = (TINY_SHARE, 0.02, 0.10)
 SIZES = ("tiny", "small", "medium", "large")
-LEAK_LIMIT, DICE_LIMIT = 0.2, 0.5
 CLICK_PROTOCOLS = ("clicks", "box+clicks")
 CLICK_GOALS = (0.85, 0.90)
 
@@ -99,20 +100,23 @@ class Resampler:
 
 
 def is_miss(row: Row) -> bool:
-    """Whether nothing was found: an empty prediction."""
-    return math.isinf(row.hd95) or math.isnan(row.leak)
+    """Whether nothing was predicted where something is."""
+    return math.isnan(row.leak) and not math.isnan(row.dice)
 
 
 def is_error(row: Row) -> bool:
-    """Whether the result would have to be redone: nothing found, Dice below 0.5, or a leak above 0.2."""
-    return is_miss(row) or row.leak > LEAK_LIMIT or row.dice < DICE_LIMIT
+    """Whether the result would have to be redone: see `must_be_redone`."""
+    return must_be_redone(dice=row.dice, leak=row.leak)
 
 
 def size_class(area: float) -> str:
-    """`tiny` (tight box up to 0.5 % of the image), `small` (2 %), `medium` (10 %) or `large`; empty for NaN."""
+    """`tiny` (tight box up to 0.5 % of the image), `small` (2 %), `medium` (10 %) or `large`; empty for NaN.
+
+    The area is NaN for a slice without the object, where something was found.
+    """
     if math.isnan(area):
         return ""
-    return next((name for name, most in zip(SIZES, (TINY, SMALL, MEDIUM), strict=False) if area <= most), SIZES[-1])
+    return next((name for name, most in zip(SIZES, SIZE_LIMITS, strict=False) if area <= most), SIZES[-1])
 
 
 def value_of(row: Row, measure: str) -> float:
@@ -131,7 +135,8 @@ def value_of(row: Row, measure: str) -> float:
 def subject_values(rows: Iterable[Row], measure: str | Callable[[Row], float]) -> dict[str, dict[str, float]]:
     """Each subject's value in each dataset; rows that are NaN are left out, and subjects that have no others.
 
-    A mean over seeds, then objects, then cases; for measures that can be infinite the median of all the subject's rows.
+    A mean over seeds, then slices of an object, then objects, then cases; for measures that can be infinite the median
+    of all the subject's rows.
     """
     of = _reader(measure)
     level: dict[tuple[str, ...], list[float]] = {}
@@ -139,7 +144,7 @@ def subject_values(rows: Iterable[Row], measure: str | Callable[[Row], float]) -
     for row in rows:
         value = of(row)
         if not math.isnan(value):
-            place = (row.dataset, row.subject) if unbounded else (row.dataset, row.subject, row.case, row.object)
+            place = (row.dataset, row.subject) if unbounded else _place(row)
             level.setdefault(place, []).append(value)
     # fmean adds exactly, so the order of the rows leaves no trace.
     middle = median if unbounded else fmean
@@ -192,9 +197,10 @@ def intervals(many: Sequence[Values], resampler: Resampler, *, by_median: bool =
 class PairedDifference:
     """B minus A, subject by subject.
 
-    - `a` and `b` are the estimates of the rows that were compared, `rows` is how many.
+    - `a` and `b` are the estimates of the rows that were compared.
     - `p` is two-sided; `exact` says whether all signs were tried; `smallest_p` is the least that so few subjects allow.
     - `better`, `worse`, `equal` count subjects: how B did, whichever direction is good for this measure.
+    - `rows` counts pairs of rows, `objects` the objects they are of.
     """
 
     difference: Interval
@@ -207,6 +213,7 @@ class PairedDifference:
     worse: int
     equal: int
     rows: int
+    objects: int
 
     @property
     def can_be_significant(self) -> bool:
@@ -231,7 +238,8 @@ def matched(
         raise DatasetError(
             f"the runs did not measure the same: {len(common)} rows are in both, {len(a) - len(common)} only in the "
             f"first and {len(b) - len(common)} only in the second; run both with the same cases, protocols and seeds, "
-            "or pass --common (in Python: common_only=True) to compare what is in both"
+            "or pass --common (in Python: common_only=True) to compare what is in both (scored slice by slice, a run "
+            "has rows of its own where it alone found something beside the object)"
         )
     return tuple(a[key] for key in common), tuple(b[key] for key in common)
 
@@ -272,13 +280,15 @@ def paired(
         worse=int((sign * shares < 0).sum()),
         equal=len(shares) - differing,
         rows=len(both),
+        objects=len({_place(row)[:4] for row, _ in both}),
     )
 
 
 def against(rows: Iterable[Row], baseline: Iterable[Row], measure: str, resampler: Resampler) -> PairedDifference:
     """One condition of a run against another, object by object: the seeds are averaged first, as they need not match.
 
-    Objects that only one of them has (a protocol for volumes, say) are left out. `hd95` and `assd` take the median.
+    Objects that only one of them has (a protocol for volumes, say) are left out, and so are slices. `hd95` and `assd`
+    take the median.
     """
     here, there = _per_object(rows, measure), _per_object(baseline, measure)
     common = sorted(here.keys() & there.keys())
@@ -300,12 +310,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def weights(rows: Sequence[Row]) -> Float[np.ndarray, " row"]:
-    """How much each row counts so that datasets, their subjects, their cases and their objects do equally; sum 1."""
-    depths = (1, 2, 3, 4)
-    places = [(row.dataset, row.subject, row.case, row.object) for row in rows]
+    """How much each row counts so that datasets, subjects, cases, objects and their slices do equally; sum 1."""
+    depths = (1, 2, 3, 4, 5)
+    places = [_place(row) for row in rows]
     children = {depth: Counter(place[: depth - 1] for place in {p[:depth] for p in places}) for depth in depths}
-    in_object = Counter(places)
-    counted = [math.prod(children[d][place[: d - 1]] for d in depths) * in_object[place] for place in places]
+    in_slice = Counter(places)
+    counted = [math.prod(children[d][place[: d - 1]] for d in depths) * in_slice[place] for place in places]
     return 1 / np.array(counted, dtype=np.float64)
 
 
@@ -419,10 +429,10 @@ def clicks_needed(rows: Iterable[Row], resampler: Resampler) -> tuple[ClickCount
     rows = [row for row in rows if row.protocol in CLICK_PROTOCOLS and not math.isnan(row.dice)]
     found: list[ClickCount] = []
     for protocol in CLICK_PROTOCOLS:
-        series: dict[tuple[str, str, str, str, int], list[Row]] = {}
+        series: dict[tuple[tuple[str, ...], int], list[Row]] = {}
         for row in rows:
             if row.protocol == protocol:
-                series.setdefault((row.dataset, row.subject, row.case, row.object, row.seed), []).append(row)
+                series.setdefault((_place(row), row.seed), []).append(row)
         if not series:
             continue
         most = max(row.severity for clicks in series.values() for row in clicks)
@@ -440,7 +450,7 @@ def clicks_needed(rows: Iterable[Row], resampler: Resampler) -> tuple[ClickCount
                     clicks=estimate(counted, "dice", resampler),
                     failures=estimate(needed, _is_infinite, resampler),
                     most=int(most),
-                    objects=len({key[:4] for key in series}),
+                    objects=len({place[:4] for place, _ in series}),
                 )
             )
     return tuple(found)
@@ -593,6 +603,11 @@ def _bca_tails(
         return tails
     low, high = (float(ndtr(bias + z / (1 - acceleration * z))) for z in shifted)
     return low, high
+
+
+def _place(row: Row) -> tuple[str, str, str, str, str]:
+    """Dataset, subject, case, object, and the slice of it (or once more the object)."""
+    return row.dataset, row.subject, row.case, object_name(row), row.object
 
 
 def _reader(measure: str | Callable[[Row], float]) -> Callable[[Row], float]:
