@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +6,7 @@ from hypothesis import strategies as st
 from any_masks import masks
 from palpate.errors import PromptError
 from palpate.prompts import Points
-from palpate.prompts.clicks import added, clicks_until, depth, largest_part, next_click
+from palpate.prompts.clicks import added, depth, largest_part, next_click
 from phantoms import disk, empty, one_voxel, rectangle, touching_the_edge, vessel
 
 
@@ -99,15 +97,6 @@ class TestAdded:
     def test_it_stays_on_its_slice(self) -> None:
         with pytest.raises(PromptError, match="slice 5 does not join points on slice 4"):
             added(Points([(1, 2)], z=4), Points([(1, 2)], z=5))
-
-
-class TestClicksUntil:
-    @pytest.mark.parametrize(
-        ("scores", "clicks"),
-        [([0.95], 0), ([0.2, 0.9, 0.1], 1), ([0.2, 0.89], None), ([], None), ([math.nan, 0.91], 1)],
-    )
-    def test_the_first_score_that_reaches_the_target_counts(self, scores: list[float], clicks: int | None) -> None:
-        assert clicks_until(scores, target=0.9) == clicks
 
 
 class TestDepth:

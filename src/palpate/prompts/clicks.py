@@ -11,8 +11,6 @@ measured with since Xu et al. 2016 ("Deep Interactive Object Selection"), RITM a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_edt
@@ -59,14 +57,6 @@ def added(points: Points | None, click: Points) -> Points:
     if points.z != click.z:
         raise PromptError(f"a click on slice {click.z} does not join points on slice {points.z}; keep to one slice")
     return Points(points.coordinates + click.coordinates, points.labels + click.labels, z=click.z)
-
-
-def clicks_until(scores: Sequence[float | int], *, target: float | int) -> int | None:
-    """The index of the first score that reaches the target; None if none does.
-
-    With the score before any click first, that is the number of clicks.
-    """
-    return next((number for number, score in enumerate(scores) if score >= target), None)
 
 
 def largest_part(mask: Bool[np.ndarray, "row column"]) -> Bool[np.ndarray, "row column"]:
