@@ -65,11 +65,53 @@ def test_runs_over_different_cases_need_to_be_told(rng: np.random.Generator) -> 
     assert "Left out: 5 rows that only A has" in " ".join(found.notes)
 
 
-def test_other_data_and_other_seeds_are_said(rng: np.random.Generator) -> None:
+def test_other_data_are_said_and_other_first_seeds_are_none(rng: np.random.Generator) -> None:
     rows = before(rng)
     found = compare(run_of(rows, data_sha256="a", seed=1), run_of(rows, data_sha256="b", seed=2), rng)
     assert "different data" in " ".join(found.notes)
-    assert "different seeds" in " ".join(found.notes)
+    # Rows of the same seed have the same prompt, wherever the run's seeds began.
+    assert "seed" not in " ".join(found.notes)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "title", "note"),
+    [
+        ({"liver": "mm", "polyps": "mm"}, {"liver": "mm", "polyps": "mm"}, "HD95, in mm", ""),
+        ({"liver": "pixels", "polyps": "pixels"}, {"liver": "pixels", "polyps": "pixels"}, "HD95, in pixels", ""),
+        (
+            *({"liver": "mm", "polyps": "pixels"}, {"liver": "mm", "polyps": "pixels"}),
+            *("HD95, in mm or pixels", "(in mm: liver; in pixels: polyps)"),
+        ),
+        (
+            *({"liver": "mm", "polyps": "mm"}, {"liver": "mm", "polyps": "pixels"}),
+            *("HD95, in mm or pixels", "different units of distance: polyps (mm in A, pixels in B)"),
+        ),
+    ],
+)
+def test_distances_carry_their_unit(
+    rng: np.random.Generator, a: dict[str, str], b: dict[str, str], title: str, note: str
+) -> None:
+    rows = before(rng)
+    runs = run_of(rows, units=a), run_of(rows, units=b)
+    found = compare(*runs, rng, measure="hd95")
+    assert found.title == title
+    assert title + " [" in found.markdown()
+    assert found.json()["unit"] == title.removeprefix("HD95, in ")
+    notes = " ".join(found.notes)
+    assert note in notes
+    assert ("istances" in notes or "units" in notes) is bool(note)
+    dice = compare(*runs, rng)
+    assert (dice.title, dice.json()["unit"]) == ("Dice, in percent", None)
+    assert "units" not in " ".join(dice.notes)
+
+
+def test_slices_that_only_one_run_found_something_on(rng: np.random.Generator) -> None:
+    a = tuple(row(subject=f"s{i}", object=f"1@{z}") for i in range(8) for z in (3, 4))
+    b = (*better(a), row(object="1@5", dice=0.0, leak=1.0, area=math.nan))
+    with pytest.raises(DatasetError, match=r"--common .*something beside the object"):
+        compare(run_of(a), run_of(b), rng)
+    (line,) = compare(run_of(a), run_of(b), rng, common_only=True).lines
+    assert (line.result.rows, line.result.objects) == (16, 8)
 
 
 def test_too_few_subjects_are_said(rng: np.random.Generator) -> None:

@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image as Picture
 from palpate.errors import OutputError
 from palpate.evaluation.overlays import PREDICTION, REFERENCE, draw_overlay
 from palpate.evaluation.report import WorstCase, report_html, write_report
+from palpate.evaluation.summary import summarise
 from palpate.evaluation.table import Row
 from palpate.prompts import Box, MaskPrompt, Points, Prompt, Scribble
 from phantoms import disk, rectangle
@@ -134,6 +136,45 @@ class TestThePage:
     def test_a_record_of_the_wrong_shape_breaks_nothing(self) -> None:
         found = page(row(), seed="three", protocols=["standard"], notes="a note", versions=[1, {"a": None}], model=7)
         assert "a note" in found.words
+
+    @pytest.mark.parametrize(
+        ("units", "unit", "note"),
+        [
+            ({"liver": "mm", "polyps": "mm"}, "mm", ""),
+            ({"liver": "pixels", "polyps": "pixels"}, "pixels", ""),
+            ({"liver": "mm", "polyps": "pixels"}, "mm or pixels", "(in mm: liver; in pixels: polyps)"),
+            ({"liver": "mixed", "polyps": "mixed"}, "mm or pixels", "pixels for others"),
+        ],
+    )
+    def test_distances_carry_their_unit(self, units: dict[str, str], unit: str, note: str) -> None:
+        words = page(row(), row(dataset="polyps"), units=units, notes=["a note"]).words
+        for text in (f"HD95, {unit}ASSD, {unit}leak", f"HD95 and ASSD in {unit} as medians", "a note", note):
+            assert text in words
+        assert ("Distances are" in words or "Distances may" in words) is bool(note)
+
+    def test_says_which_data_it_was(self) -> None:
+        words = page(row(), data="/data/livers", units={"liver": "mm"}).words
+        assert "/data/livers" in words
+        assert "liver mm" in words
+
+    def test_slices_are_counted_with_their_object(self) -> None:
+        rows = [
+            row(object=f"{name}@{z}", protocol=protocol, severity=severity)
+            for name in "12"
+            for z in (3, 4, 5)
+            for protocol, severity in (("standard", 0.0), ("shrink", 0.1))
+        ]
+        text = " ".join(re.sub(r"<[^>]+>", " ", report_html(run_of(tuple(rows)))).split())
+        # In all, by size, and against the tight box (one subject, two objects).
+        for words in ("2 objects", "medium (up to 10 %) 2 90.0", "shrink 10 % 0.0 1 2 0/0/1"):
+            assert words in text
+
+    def test_takes_the_summary_that_was_made_already(self) -> None:
+        run = run_of(tuple(row(subject=f"s{i}", dice=0.5 + 0.01 * i) for i in range(9)), seed=4)
+        made = summarise(run, np.random.default_rng(4))
+        assert report_html(run, summary=made) == report_html(run)
+        other = [replace(item, estimate=0.123) if item.measure == "dice" else item for item in made]
+        assert "the mean Dice is 12.3" in Page(report_html(run, summary=other)).words
 
     def test_few_subjects_are_a_warning_at_the_top(self) -> None:
         assert "Fewer than 8 subjects" in page(*(row(subject=f"s{i}") for i in range(7))).words

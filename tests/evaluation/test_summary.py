@@ -53,6 +53,20 @@ def test_what_a_number_rests_on_is_counted() -> None:
     assert line(rows, "miss").estimate == pytest.approx(1 / 8)
 
 
+def test_the_slices_of_an_object_are_one_object() -> None:
+    rows = summary(
+        *(row(case=case, object=f"1@{z}", dice=0.1 * z) for case in ("c1", "c2") for z in (3, 4)),
+        row(case="c1", object="1@5", dice=0.0, hd95=INF, assd=INF, leak=1.0, area=NAN),
+    )
+    dice = line(rows, "dice")
+    assert (dice.objects, dice.cases, dice.undefined, dice.misses) == (2, 2, 0, 0)
+    # c1: (0.3 + 0.4 + 0) / 3; c2: (0.3 + 0.4) / 2
+    assert dice.estimate == pytest.approx((0.7 / 3 + 0.35) / 2)
+    # The slice without the object is of no size.
+    assert not [r for r in rows if r.size == "tiny"]
+    assert line(rows, "dice", size="medium").estimate == pytest.approx(0.35)
+
+
 def test_distances_of_nothing_found_are_never_averaged() -> None:
     rows = summary(*(row(subject=f"s{i}", hd95=hd95) for i, hd95 in enumerate((1.0, 2.0, INF))))
     assert line(rows, "hd95").estimate == 2

@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palpate.errors import FormatError
-from palpate.evaluation.table import KEYS, MEASURES, Row, object_name, read_rows, read_run, results_csv, times_csv
+from palpate.evaluation.table import (
+    KEYS,
+    MEASURES,
+    Row,
+    Run,
+    mixed_units,
+    object_name,
+    read_rows,
+    read_run,
+    results_csv,
+    times_csv,
+    unit_of,
+)
 
 ROW = Row(
     *("liver, CT", "p1", "a/b.png", 'the "big" one', "shrink", 0.05, 2),
@@ -96,3 +108,22 @@ def test_what_is_damaged_is_said(tmp_path: Path, name: str, content: bytes, word
         (tmp_path / file).write_bytes(content if file == name else usual)
     with pytest.raises(FormatError, match=words):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("known", "unit", "note"),
+    [
+        ({"ct": "mm", "mr": "mm", "not in the run": "pixels"}, "mm", None),
+        ({"ct": "pixels", "mr": "pixels"}, "pixels", None),
+        ({"ct": "mm", "mr": "pixels"}, "mm or pixels", "(in mm: ct; in pixels: mr)"),
+        ({"ct": "mm", "mr": "mixed"}, "mm or pixels", "(in mm: ct; in mm or pixels: mr)"),
+        ({"ct": "mixed", "mr": "mixed"}, "mm or pixels", "for some images"),
+        (None, "mm or pixels", "may be"),
+        (["mm"], "mm or pixels", "may be"),
+    ],
+)
+def test_distances_have_the_unit_that_was_recorded(known: object, unit: str, note: str | None):
+    run = Run((replace(ROW, dataset="ct"), replace(ROW, dataset="mr")), {"units": known}, Path("run"))
+    assert unit_of(run.units) == unit
+    found = mixed_units(run.units)
+    assert (found is None) if note is None else (note in str(found))

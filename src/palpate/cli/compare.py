@@ -69,11 +69,11 @@ def _print_table(comparison: Comparison) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from palpate.evaluation.compare import p_text, scale_of, signed
+    from palpate.evaluation.compare import p_text, signed
     from palpate.evaluation.summary import label_of
 
-    scale, unit = scale_of(comparison.measure)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{comparison.measure}{unit}: B minus A")
+    scale = comparison.scale
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{comparison.title}: B minus A")
     table.add_column("dataset", overflow="fold")
     table.add_column("prompt", overflow="fold")
     for heading in ("A", "B", "B - A [95 %]", "subjects", "+/-/=", "p", "p Holm"):

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from palpate.evaluation.statistics import (
     value_of,
 )
 from palpate.evaluation.summary import ALL, NAMES, Condition, by_condition, cell, label_of, number
-from palpate.evaluation.table import Row, Run
+from palpate.evaluation.table import Row, Run, mixed_units, unit_of
 
 By = Literal["all", "dataset"]
 
@@ -54,6 +54,19 @@ class Comparison:
     rows: int
     left_out: tuple[int, int]
     notes: tuple[str, ...]
+    unit: str = "mm or pixels"
+    """That of distances in these runs."""
+
+    @property
+    def scale(self) -> float:
+        """By what numbers are multiplied for people: percentages are read more easily."""
+        return 1.0 if self.measure in UNBOUNDED else 100.0
+
+    @property
+    def title(self) -> str:
+        """The measure and how it is shown: `Dice, in percent`."""
+        unit = self.unit if self.measure in UNBOUNDED else "percent"
+        return f"{NAMES.get(self.measure, self.measure)}, in {unit}"
 
     def csv(self) -> str:
         """The lines as a table for programs."""
@@ -69,6 +82,7 @@ class Comparison:
         """Everything, ready for JSON: numbers that are not finite are null, or "inf" and "-inf"."""
         return {
             "measure": self.measure,
+            "unit": self.unit if self.measure in UNBOUNDED else None,
             "higher_is_better": self.measure not in LOWER_IS_BETTER,
             "rows": self.rows,
             "only_a": self.left_out[0],
@@ -79,9 +93,9 @@ class Comparison:
 
     def markdown(self) -> str:
         """A table for people, and the notes beneath."""
-        scale, unit = scale_of(self.measure)
+        scale = self.scale
         lines = [
-            f"B minus A, {NAMES.get(self.measure, self.measure)}{unit} [95 % interval]\n",
+            f"B minus A, {self.title} [95 % interval]\n",
             "| dataset | prompt | A | B | B - A | subjects | better/worse/equal | p | p (Holm) |",
             "|---|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
@@ -150,7 +164,12 @@ def compare(
     adjusted = holm([line.result.p for line in lines])
     lines = [replace(line, p_adjusted=p) for line, p in zip(lines, adjusted, strict=True)]
     left_out = (len(run_a.rows) - len(a), len(run_b.rows) - len(b))
-    return Comparison(measure, tuple(lines), len(a), left_out, _notes(run_a, run_b, lines, left_out, measure, a))
+    measured = {row.dataset for row in a}
+    units = [{name: unit for name, unit in run.units.items() if name in measured} for run in (run_a, run_b)]
+    notes = _notes(run_a, run_b, lines, left_out, measure, a, units)
+    # A dataset whose unit differs between the runs is in neither.
+    unit = unit_of({f"{which} {name}": unit for which, of in enumerate(units) for name, unit in of.items()})
+    return Comparison(measure, tuple(lines), len(a), left_out, notes, unit)
 
 
 def p_text(p: float) -> str:
@@ -170,11 +189,6 @@ def signed(interval: Interval, *, scale: float = 1.0) -> str:
     return f"+{text}" if interval.estimate > 0 and not text.startswith("0.0") else text
 
 
-def scale_of(measure: str) -> tuple[float, str]:
-    """By what a measure is multiplied for people, and how that is said: percentages are read more easily."""
-    return (1.0, "") if measure in (*UNBOUNDED, "milliseconds") else (100.0, ", in percent")
-
-
 def _notes(
     run_a: Run,
     run_b: Run,
@@ -182,16 +196,20 @@ def _notes(
     left_out: tuple[int, int],
     measure: str,
     rows: Sequence[Row],
+    units: Sequence[Mapping[str, str]],
 ) -> tuple[str, ...]:
     notes: list[str] = []
-    for name, meaning in (
-        ("data_sha256", "data (their hashes differ): a difference may come from the labels"),
-        ("seed", "seeds: random prompts are not the same ones, so pairs are looser than they look"),
-        ("spacing_unit", "units of distance"),
-    ):
-        ours, theirs = run_a.record.get(name), run_b.record.get(name)
-        if ours is not None and theirs is not None and ours != theirs:
-            notes.append(f"The runs used different {meaning}.")
+    ours, theirs = run_a.record.get("data_sha256"), run_b.record.get("data_sha256")
+    if ours is not None and theirs is not None and ours != theirs:
+        notes.append("The runs used different data (their hashes differ): a difference may come from the labels.")
+    if measure in (*UNBOUNDED, "nsd"):
+        differing = [
+            f"{name} ({unit} in A, {units[1][name]} in B)" for name, unit in units[0].items() if units[1][name] != unit
+        ]
+        if differing:
+            notes.append(f"The runs measured in different units of distance: {'; '.join(differing)}.")
+        elif measure in UNBOUNDED and (mixed := mixed_units(units[0])):
+            notes.append(mixed)
     if any(left_out):
         notes.append(f"Left out: {left_out[0]} rows that only A has and {left_out[1]} that only B has.")
     undefined = len(rows) - sum(line.result.rows for line in lines)

@@ -42,7 +42,7 @@ from palpate.evaluation.summary import (
     severity_text,
     summarise,
 )
-from palpate.evaluation.table import Row, Run
+from palpate.evaluation.table import Row, Run, mixed_units, object_name, unit_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -69,8 +69,17 @@ class WorstCase:
     note: str = ""
 
 
-def write_report(run: Run, path: str | Path, *, worst: Sequence[WorstCase] = (), overwrite: bool = False) -> None:
+def write_report(
+    run: Run,
+    path: str | Path,
+    *,
+    worst: Sequence[WorstCase] = (),
+    summary: Sequence[SummaryRow] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write the report of a run as one HTML file that needs nothing else.
+
+    `summary` is what `summarise` gave for this run, with all measures and sizes; without it, it is made again.
 
     Raises:
         OutputError: the file exists, or cannot be written there.
@@ -79,28 +88,28 @@ def write_report(run: Run, path: str | Path, *, worst: Sequence[WorstCase] = (),
 
     path = Path(path)
     check_writable(path, overwrite=overwrite, kinds={".html": "report", ".htm": "report"})
-    text = report_html(run, worst=worst)
+    text = report_html(run, worst=worst, summary=summary)
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def report_html(run: Run, *, worst: Sequence[WorstCase] = ()) -> str:
-    """The report as text: the same run gives the same page."""
+def report_html(run: Run, *, worst: Sequence[WorstCase] = (), summary: Sequence[SummaryRow] | None = None) -> str:
+    """The report as text: the same run gives the same page. `summary` as in `write_report`."""
     from jinja2 import Environment, StrictUndefined
 
     template = files("palpate.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    return environment.from_string(template).render(_Page(run, worst).content())
+    return environment.from_string(template).render(_Page(run, worst, summary).content())
 
 
 class _Page:
     """What the template shows; all its numbers come from one summary and one set of resamples."""
 
-    def __init__(self, run: Run, worst: Sequence[WorstCase]) -> None:
+    def __init__(self, run: Run, worst: Sequence[WorstCase], summary: Sequence[SummaryRow] | None) -> None:
         self.run, self.worst = run, worst
         seed = run.record.get("seed")
         seed = seed if isinstance(seed, int) and seed >= 0 else 0
-        self.summary = summarise(run, np.random.default_rng(seed))
+        self.summary = summarise(run, np.random.default_rng(seed)) if summary is None else summary
         self.resampler = Resampler(np.random.default_rng(seed))
         self.conditions = by_condition(run.rows)
         self.datasets = sorted({row.dataset for row in run.rows})
@@ -126,7 +135,7 @@ class _Page:
                 "datasets": len(self.datasets),
                 "subjects": len(subjects),
                 "cases": len({(row.dataset, row.subject, row.case) for row in rows}),
-                "objects": len({(row.dataset, row.subject, row.case, row.object) for row in rows}),
+                "objects": len({(row.dataset, row.case, object_name(row)) for row in rows}),
                 "prompts": len(rows),
             },
             "few": len(subjects) < FEW_SUBJECTS,
@@ -143,9 +152,9 @@ class _Page:
             "clicks": self._clicks(),
             "human": self._human(),
             "made": self._made(),
-            "notes": _listed(record.get("notes")),
+            "notes": [*_listed(record.get("notes")), *([mixed] if (mixed := mixed_units(self.run.units)) else [])],
             "protocols": self._protocols(),
-            "unit": str(record.get("spacing_unit") or "mm"),
+            "unit": unit_of(self.run.units),
             "fixed": max((row.fixed for row in self.summary if row.dataset == ALL and row.size == ALL), default=0),
         }
 
@@ -317,9 +326,7 @@ class _Page:
         return Panel(title, (Series("Dice", points),), x_label="change of the box, % of its side")
 
     def _objects_of(self, size: str) -> int:
-        return len(
-            {(row.dataset, row.subject, row.case, row.object) for row in self.run.rows if size_class(row.area) == size}
-        )
+        return len({(row.dataset, row.case, object_name(row)) for row in self.run.rows if size_class(row.area) == size})
 
     def _main_conditions(self) -> list[Condition]:
         """A few that tell the story, for tables that cannot hold all."""
@@ -407,7 +414,7 @@ class _Page:
                 "label": self._label(condition),
                 "difference": signed(result.difference, scale=100.0),
                 "subjects": result.difference.subjects,
-                "objects": result.rows,
+                "objects": result.objects,
                 "worse": f"{result.worse}/{result.better}/{result.equal}",
                 "p": p_text(result.p),
                 "adjusted": p_text(p) if result.can_be_significant else f"{p_text(p)} †",
@@ -523,6 +530,7 @@ class _Page:
             "runtime": "Runtime",
             "data": "Data",
             "data_sha256": "Data, SHA-256",
+            "units": "Distances in",
             "seed": "Seed",
             "seeds": "Repetitions",
             "machine": "Machine",

@@ -23,7 +23,7 @@ from palpate.evaluation.statistics import (
     subject_values,
     value_of,
 )
-from palpate.evaluation.table import Row, Run
+from palpate.evaluation.table import Row, Run, object_name
 
 ALL = "all"
 """Stands for all datasets, or all sizes."""
@@ -42,9 +42,10 @@ _PLACE = {
 class SummaryRow:
     """One number with its interval, and what it rests on.
 
-    `undefined` counts rows where the measure does not exist (left out), `misses` rows where nothing was found. For
-    `hd95` and `assd` the estimate is a median and may be infinite. Bounds are NaN with fewer than two subjects; `fixed`
-    counts the datasets in it that have a single subject and are taken as certain.
+    `undefined` counts rows where the measure does not exist (left out), `misses` rows where nothing was found;
+    `objects` counts the slices of an object as one. For `hd95` and `assd` the estimate is a median and may be infinite.
+    Bounds are NaN with fewer than two subjects; `fixed` counts the datasets in it that have a single subject and are
+    taken as certain.
     """
 
     dataset: str
@@ -166,8 +167,8 @@ def summary_markdown(rows: Sequence[SummaryRow], *, measures: Sequence[str] = ("
             parts.append(_markdown_table(datasets, conditions, shown))
     frail = any(row.as_interval().is_frail for row in rows if row.size == ALL and row.measure in measures)
     parts.append(
-        "Means over subjects (seeds, objects and cases averaged within each); `all` is the mean of the datasets. "
-        "Intervals are bootstrapped by subject."
+        "Means over subjects (seeds, slices, objects and cases averaged within each); `all` is the mean of the "
+        "datasets. Intervals are bootstrapped by subject."
         + (
             " `*`: fewer than eight subjects, or a dataset with one alone, so the interval is likely too short."
             if frail
@@ -189,7 +190,6 @@ NAMES = {
     "error": "Errors",
     "area": "Area",
     "predicted_iou": "Predicted IoU",
-    "milliseconds": "Milliseconds",
 }
 
 
@@ -222,7 +222,7 @@ def _counted(dataset: str, size: str, condition: Condition, measure: str, rows: 
     return SummaryRow(
         *(dataset, size, *condition, measure, math.nan, math.nan, math.nan, 0),
         cases=len({(row.dataset, row.subject, row.case) for row in defined}),
-        objects=len({(row.dataset, row.subject, row.case, row.object) for row in defined}),
+        objects=len({(row.dataset, row.case, object_name(row)) for row in defined}),
         undefined=len(rows) - len(defined),
         misses=sum(map(is_miss, rows)),
     )

@@ -14,7 +14,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ class Row:
 
     - `object` ends in `@17` where only slice 17 of a volume was scored; `object_name` is the name without it.
     - `severity` is how far the prompt was from the ideal, as a fraction of the box's side or of the slices; for
-      corrective clicks it is the number of clicks so far. `seed` is the repetition, 0 where nothing is drawn; with human
-      scribbles, the person.
-    - `dice`, `iou`, `nsd` lie in [0, 1]. `hd95` and `assd` are in mm (pixels where an image has no spacing), and
-      infinite where nothing was found.
+      corrective clicks it is the number of clicks so far. `seed` is the repetition, 0 where nothing is drawn; with
+      human scribbles, the person.
+    - `dice`, `iou`, `nsd` lie in [0, 1]. `hd95` and `assd` are in mm (pixels where an image has no spacing: see
+      `Run.units`), and infinite where nothing was found.
     - `leak` is the share of the prediction that lies more than two pixels outside the object (in a volume, slice by
       slice); NaN for no prediction.
     - `area` is the size of the target: its tight box as a share of the image (in a volume, of its largest slice); NaN
@@ -75,6 +75,41 @@ class Run:
     rows: tuple[Row, ...]
     record: dict[str, Any]
     folder: Path
+
+    @property
+    def units(self) -> dict[str, str]:
+        """In what each dataset's distances are: `mm`, `pixels`, or `mm or pixels` where it has both or nobody knows."""
+        known = self.record.get("units")
+        known = known if isinstance(known, Mapping) else {}
+        return {
+            name: known[name] if known.get(name) in ("mm", "pixels") else EITHER_UNIT
+            for name in sorted({row.dataset for row in self.rows})
+        }
+
+
+EITHER_UNIT = "mm or pixels"
+
+
+def unit_of(units: Mapping[str, str]) -> str:
+    """One word for all these datasets' distances.
+
+    >>> unit_of({"liver": "mm", "spleen": "mm"}), unit_of({"liver": "mm", "polyps": "pixels"})
+    ('mm', 'mm or pixels')
+    """
+    several = set(units.values())
+    return several.pop() if len(several) == 1 else EITHER_UNIT
+
+
+def mixed_units(units: Mapping[str, str]) -> str | None:
+    """A sentence, if these datasets have distances in mm and in pixels and would be pooled."""
+    if unit_of(units) != EITHER_UNIT or not units:
+        return None
+    if set(units.values()) == {EITHER_UNIT}:
+        return "Distances may be in mm for some images and in pixels for others: HD95 and ASSD may mix both."
+    named = "; ".join(
+        f"in {unit}: {', '.join(name for name in units if units[name] == unit)}" for unit in sorted(set(units.values()))
+    )
+    return f"Distances are in mm and in pixels ({named}): HD95 and ASSD over several of these datasets mix both."
 
 
 def object_name(row: Row) -> str:
