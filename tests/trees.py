@@ -29,6 +29,15 @@ def png(path: Path, array: np.ndarray) -> Path:
     return path
 
 
+def tiff(path: Path, array: np.ndarray, spacing: tuple[float, float, float]) -> Path:
+    """A stack (z, y, x), and its spacing in that order beside it as nnU-Net keeps it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pages = [PILImage.fromarray(page) for page in array]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    path.with_name(f"{path.stem.removesuffix('_0000')}.json").write_text(json.dumps({"spacing": spacing}))
+    return path
+
+
 def grey(number: int, shape: tuple[int, int] = (5, 6)) -> np.ndarray:
     """A picture that no other number has."""
     return np.random.default_rng(number).integers(0, 255, shape, dtype=np.uint8)

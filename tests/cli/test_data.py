@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import trees
 from palpate.cli import main
+from palpate.datasets import Region, open_dataset
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -97,3 +99,29 @@ def test_fractions_that_do_not_add_up_write_nothing(capsys: pytest.CaptureFixtur
     status, _, err = run(capsys, "split", tmp_path, "-o", tmp_path / "s.csv", "--test", 0.5)
     assert (status, "1.3 in all" in err) == (2, True)
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_split_keeps_regions_what_to_ignore_and_spacings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    labels = {"background": 0, "organs": [1, 2], "tumour|old": 2, "ignore": 3}
+    root = trees.nnunet(tmp_path, (), labels=labels, regions_class_order=[1, 2], file_ending=".tif", numTraining=3)
+    unsure = trees.ORGANS.copy()
+    unsure[2] = 3
+    for case in "abc":
+        trees.tiff(root / "imagesTr" / f"{case}_0000.tif", trees.VOLUME.astype(np.uint16), (3.0, 0.7, 0.5))
+        trees.tiff(root / "labelsTr" / f"{case}.tif", unsure, (3.0, 0.7, 0.5))
+    (tmp_path / "lists").mkdir()
+    manifest = tmp_path / "lists" / "split.csv"
+    status, out, _ = run(capsys, "split", root, "-o", manifest, "--train", 1, "--val", 0, "--test", 0)
+    assert (status, "note" in out) == (0, False)
+    before, after = open_dataset(root), open_dataset(manifest)
+    assert len(after) == 3
+    for one, other in zip(before, after, strict=True):
+        assert other.regions == one.regions == (Region("organs", (1, 2)), Region("tumour|old", (2,)))
+        assert other.ignore == one.ignore == 3
+        read, again = one.read(), other.read()
+        np.testing.assert_array_equal(read.labels, again.labels)
+        np.testing.assert_array_equal(read.image.affine, again.image.affine)
+        assert again.image.geometry.spacing == (0.5, 0.7, 3.0)
+        assert other.objects(again.labels) == one.objects(read.labels)
+        assert {path.resolve() for path in other.files()} == {path.resolve() for path in one.files()}
+    assert "unexpected" not in run(capsys, "check", manifest)[1]

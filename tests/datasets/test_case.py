@@ -110,6 +110,8 @@ def test_everything_that_decides_is_in_the_identity() -> None:
         replace(case, regions=(Region("a", (1,)),)),
         replace(case, regions=(Region("a", (1, 2)),)),
         replace(case, ignore=3),
+        replace(case, scribbles=(Path("s.png"),)),
+        replace(case, scribble_convention="classes"),
         replace(case, load=FILES),
         replace(case, load=replace(FILES, labels=FILES.image)),
         replace(case, load=functools.partial(load_with, channel=1)),
@@ -161,3 +163,28 @@ def test_a_function_made_by_another_counts_with_what_it_keeps() -> None:
 
     one, same, other = (pair(Path("i"), Path("l"), load=made(channel)) for channel in (1, 1, 2))
     assert one.identity() == same.identity() != other.identity()
+
+
+def test_a_resolved_case_can_be_read_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.two_folders(tmp_path / "here", ("a",))
+    monkeypatch.chdir(tmp_path / "here")
+    (case,) = open_dataset(Path())
+    case = replace(case, scribbles=(Path("s.png"),))
+    resolved = case.resolved()
+    monkeypatch.chdir(tmp_path)
+    resolved.read()
+    assert resolved.image == tmp_path / "here" / "images" / "a.png"
+    assert resolved.scribbles == (tmp_path / "here" / "s.png",)
+    assert resolved.load == case.load
+    assert resolved.identity() == case.identity()
+
+
+def test_paths_among_the_options_of_load_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inside = replace(FILES, image=functools.partial(load_with, Path("a")))
+    load = functools.partial(load_with, inside, [Path("b"), 1], spacing={"mm": (Path("c"), "d")})
+    got = pair(Path("i"), Path("l"), load=load).resolved().load
+    assert isinstance(got, functools.partial)
+    assert got.args[0].image.args == (tmp_path / "a",)
+    assert got.args[1] == [tmp_path / "b", 1]
+    assert got.keywords == {"spacing": {"mm": (tmp_path / "c", "d")}}

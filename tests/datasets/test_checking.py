@@ -196,3 +196,14 @@ def test_progress_counts_cases(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     check(trees.two_folders(tmp_path), progress=lambda done, total: told.append((done, total)))
     assert told == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_rows_of_a_manifest_may_declare_different_regions(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        trees.png(tmp_path / f"{name}.png", trees.grey(ord(name)))
+        trees.png(tmp_path / f"{name}_label.png", trees.square() * (1 + (name == "b")))
+    regions = {"a": "liver=1|spleen=3", "b": "liver=2"}
+    trees.manifest(tmp_path, [{"image": f"{n}.png", "label": f"{n}_label.png", "regions": regions[n]} for n in regions])
+    assert [(problem.kind, problem.what) for problem in check(tmp_path).problems] == [
+        ("unused label", "no label holds spleen")
+    ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trees
-from palpate.datasets import open_dataset
+from palpate.datasets import Region, open_dataset, write_manifest
 from palpate.errors import DatasetError, FormatError, ImageError, SettingError
 
 
@@ -143,17 +143,9 @@ def test_a_folder_of_nnunet_datasets_keeps_equal_case_names_apart(tmp_path: Path
 
 
 def test_nnunet_tiff_volumes_take_their_spacing_from_beside(tmp_path: Path) -> None:
-    from PIL import Image as PILImage
-
     root = trees.nnunet(tmp_path, (), file_ending=".tif", numTraining=1)
-    for folder, name, array in (
-        ("imagesTr", "a_0000", trees.VOLUME.astype(np.uint16)),
-        ("labelsTr", "a", trees.ORGANS),
-    ):
-        (root / folder).mkdir(exist_ok=True)
-        pages = [PILImage.fromarray(page) for page in array]
-        pages[0].save(root / folder / f"{name}.tif", save_all=True, append_images=pages[1:])
-        (root / folder / "a.json").write_text('{"spacing": [3.0, 0.7, 0.5]}')
+    trees.tiff(root / "imagesTr" / "a_0000.tif", trees.VOLUME.astype(np.uint16), (3.0, 0.7, 0.5))
+    trees.tiff(root / "labelsTr" / "a.tif", trees.ORGANS, (3.0, 0.7, 0.5))
     (case,) = open_dataset(root)
     assert case.read().image.geometry.spacing == (0.5, 0.7, 3.0)
     (root / "imagesTr" / "a.json").write_text('{"spacing": [3.0, 0]}')
@@ -347,3 +339,48 @@ def test_files_missing_in_another_dataset_do_not_matter(tmp_path: Path) -> None:
     assert len(open_dataset(tmp_path, dataset=["one"])) == 1
     with pytest.raises(DatasetError, match=r"gone\.png is not there"):
         open_dataset(tmp_path)
+
+
+def test_a_manifest_names_regions_and_what_to_ignore(tmp_path: Path) -> None:
+    trees.pictures(tmp_path, {"p": 1}, regions=" liver=1 | kidneys = 2 + 3", ignore="4")
+    (case,) = open_dataset(tmp_path)
+    assert case.regions == (Region("liver", (1,)), Region("kidneys", (2, 3)))
+    assert case.ignore == 4
+    assert case.extra == ()
+    assert case.objects(np.array([[0, 1, 4]], np.uint8)) == [Region("liver", (1,))]
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        *(("regions", text) for text in ("liver", "liver=", "liver=x", "a=0", "a=-1")),
+        *(("regions", text) for text in ("a=1||b=2", "a=1|a=2", "a=1;b=2", "a=1,2")),
+        *(("ignore", text) for text in ("no", "-1", "1+2", "1.0", "9" * 30)),
+        ("scribble_convention", "colours"),
+    ],
+)
+def test_a_manifest_whose_labels_cannot_be_understood_is_refused(tmp_path: Path, column: str, text: str) -> None:
+    trees.pictures(tmp_path, {"p": 1}, **{column: text})
+    with pytest.raises(DatasetError, match=r"line 2 of .*manifest\.csv: "):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "convention"), [("", ""), ("strokes", "strokes"), ("classes", "classes"), ("Classes", "classes")]
+)
+def test_a_manifest_may_say_what_numbers_in_strokes_mean(tmp_path: Path, text: str, convention: str) -> None:
+    trees.pictures(tmp_path, {"p": 1}, scribble_convention=text)
+    (case,) = open_dataset(tmp_path)
+    assert case.scribble_convention == convention
+    write_manifest(tmp_path / "again.csv", [case])
+    assert open_dataset(tmp_path / "again.csv")[0].scribble_convention == convention
+
+
+def test_a_tiff_volume_of_any_layout_takes_its_spacing_from_beside(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        trees.tiff(tmp_path / folder / "a.tif", trees.ORGANS, (3.0, 0.7, 0.5))
+    (case,) = open_dataset(tmp_path)
+    assert case.read().image.geometry.spacing == (0.5, 0.7, 3.0)
+    (tmp_path / "images" / "a.json").write_text('{"patient": "p1"}')
+    with pytest.raises(DatasetError, match="move it away"):
+        case.read()

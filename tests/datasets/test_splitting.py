@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trees
-from palpate.datasets import Case, LabelledImage, open_dataset, split, write_manifest
+from palpate.datasets import Case, LabelledImage, Region, open_dataset, split, write_manifest
+from palpate.datasets.pair import FILES
 from palpate.errors import DatasetError, OutputError, SettingError
 
 FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -130,3 +132,37 @@ def test_every_layout_can_be_written_as_a_manifest(tmp_path: Path) -> None:
             assert (before.dataset, before.subject, before.modality) == (after.dataset, after.subject, after.modality)
             np.testing.assert_array_equal(before.read().image.array, after.read().image.array)
             np.testing.assert_array_equal(before.read().labels, after.read().labels)
+
+
+def test_names_with_every_sign_come_back_from_a_manifest(tmp_path: Path) -> None:
+    trees.two_folders(tmp_path / "f", ("a",))
+    names = ["liver", "a|b", "c=d", "e+f", "50%", "%7C", " g ", "", "\n", "h\r\ni", "\xa0j", 'k,"l;', "niere ä"]
+    regions = tuple(Region(name, (value, value + 20)) for value, name in enumerate(names, start=1))
+    (case,) = open_dataset(tmp_path / "f")
+    write_manifest(tmp_path / "m.csv", [replace(case, regions=regions, ignore=0)])
+    (after,) = open_dataset(tmp_path / "m.csv")
+    assert (after.regions, after.ignore) == (regions, 0)
+
+
+def test_columns_that_nobody_states_are_not_written(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.csv", open_dataset(trees.two_folders(tmp_path / "f", ("a",))))
+    header = (tmp_path / "m.csv").read_text().splitlines()[0]
+    assert header == "dataset,modality,subject,split,image,label,scribbles"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"load": unread},
+        {"regions": (Region("a", (-1,)),)},
+        {"regions": (Region("a", (0, 1)),)},
+        {"regions": (Region("a", ()),)},
+        {"regions": (Region("a", (1,)), Region("a", (2,)))},
+        {"ignore": -1},
+    ],
+)
+def test_what_a_manifest_cannot_hold_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    case = Case("d", "s", "n", tmp_path / "i.png", tmp_path / "l.png", FILES)
+    with pytest.raises(DatasetError):
+        write_manifest(tmp_path / "m.csv", [replace(case, **change)])
+    assert not (tmp_path / "m.csv").exists()

@@ -105,7 +105,7 @@ def split(
         drawn = datasets.split(cases, fractions=fractions, rng=np.random.default_rng(seed), keep=keep)
         datasets.write_manifest(output, drawn, overwrite=overwrite)
         rows = _counts(drawn, [name for name, share in fractions.items() if share > 0])
-        notes = _notes(drawn, rows)
+        notes = _notes(rows)
         if as_json:
             say_json({"output": str(output), "seed": seed, "datasets": rows, "notes": notes})
         else:
@@ -153,16 +153,13 @@ def _counts(cases: Sequence[Case], splits: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(cases: Sequence[Case], rows: list[dict[str, Any]]) -> list[str]:
-    notes = [
+def _notes(rows: list[dict[str, Any]]) -> list[str]:
+    return [
         f"{row['dataset']} has no case in {name}: too few subjects for that share"
         for row in rows
         for name, count in row.items()
         if name != "dataset" and count["cases"] == 0
     ]
-    if any(case.regions for case in cases):
-        notes.append("a manifest has no names for labels; every value is an object of its own there")
-    return notes
 
 
 def _table(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Integer
@@ -13,6 +14,14 @@ from jaxtyping import Bool, Integer
 from palpate.datasets import loading
 from palpate.datasets.files import files_of
 from palpate.images.image import Image
+
+ScribbleConvention = Literal["", "strokes", "classes"]
+"""What the numbers in people's strokes mean.
+
+- `strokes`: 1 on the object, 2 beside it, 0 where nothing was drawn.
+- `classes`: an object's own value on it, other values that were drawn beside it, and one value where nothing was drawn.
+- empty: nobody says, and who reads them decides.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Case:
     - `modality` is CT, MR, US, PET, XR, photo, or empty where the layout does not say.
     - `regions` are the objects to be found; empty means that every label value above zero is an object of its own.
     - `ignore` is the label of voxels that nobody labelled (nnU-Net's `ignore`): neither object nor background.
-    - `scribbles` are files of people's strokes on this image.
+    - `scribbles` are files of people's strokes on this image, and `scribble_convention` says what their numbers mean.
     - `extra` is what else the layout says, as (name, value): further columns of a manifest.
     - `load` reads the case; each layout brings its own.
 
@@ -63,6 +72,7 @@ class Case:
     regions: tuple[Region, ...] = ()
     ignore: int | None = None
     extra: tuple[tuple[str, str], ...] = ()
+    scribble_convention: ScribbleConvention = ""
 
     def read(self) -> LabelledImage:
         """The image and its labels.
@@ -104,11 +114,25 @@ class Case:
                 "image": self.image.name,
                 "label": self.label.name,
                 "scribbles": [path.name for path in self.scribbles],
+                "scribble_convention": self.scribble_convention,
                 "regions": [[region.name, list(region.values)] for region in self.regions],
                 "ignore": self.ignore,
                 "load": loading.told(self.load),
             },
             sort_keys=True,
+        )
+
+    def resolved(self) -> Case:
+        """The same case with absolute paths, also among the options of `load`, for a process that starts elsewhere.
+
+        Links stay links, because a format may look for files beside them.
+        """
+        return replace(
+            self,
+            image=self.image.absolute(),
+            label=self.label.absolute(),
+            scribbles=tuple(path.absolute() for path in self.scribbles),
+            load=loading.with_absolute_paths(self.load),
         )
 
     def objects(self, labels: Integer[np.ndarray, "*grid"]) -> list[Region]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from palpate.datasets.case import Case
+from palpate.datasets.case import Case, Region
 from palpate.datasets.layouts import Listing
 from palpate.datasets.opening import chosen_from, list_dataset
 from palpate.datasets.pair import misfits, whole_numbers
@@ -246,14 +246,15 @@ def _copies(looks: Iterable[_Look]) -> Iterator[Problem]:
 def _never_seen(looks: Sequence[_Look]) -> Iterator[Problem]:
     """Declared labels that no case holds."""
     seen: dict[str, set[int]] = defaultdict(set)
-    declared = {look.case.dataset: look.case.regions for look in looks}
+    declared: dict[str, dict[Region, None]] = defaultdict(dict)
     for look in looks:
         seen[look.case.dataset] |= look.values
+        declared[look.case.dataset] |= dict.fromkeys(look.case.regions)
     for dataset, regions in declared.items():
         absent = [region.name for region in regions if not seen[dataset] & set(region.values)]
         if absent:
             what = f"no label holds {', '.join(absent)}"
-            yield Problem("warning", "unused label", what, "drop it from dataset.json if it does not exist", dataset)
+            yield Problem("warning", "unused label", what, "drop it where it is declared if it does not exist", dataset)
 
 
 def _values(labels: Integer[np.ndarray, "..."]) -> frozenset[int]:

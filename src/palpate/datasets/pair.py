@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from jaxtyping import Integer
 
 from palpate.datasets import arrays
 from palpate.datasets.case import Case, LabelledImage
+from palpate.datasets.files import spacing_beside
 from palpate.errors import DatasetError
 from palpate.images.formats import read
 from palpate.images.formats.npz import read_labels
+from palpate.images.geometry import affine_from_spacing
 from palpate.images.image import Image, Modality
 from palpate.images.modality import with_modality
 
@@ -63,22 +66,28 @@ class Loader:
 
 
 def read_image_file(path: Path) -> Image:
-    """An image from any format, and one slice from an .npy.
+    """An image from any format, and one slice from an .npy; a TIFF volume with the spacing that lies beside it.
 
     Raises:
         FormatError, GeometryError, ImageError: the file cannot be read.
+        DatasetError: a spacing beside it that is none.
     """
-    return arrays.read_image(path) if path.suffix.lower() == ".npy" else read(path)
+    image = arrays.read_image(path) if path.suffix.lower() == ".npy" else read(path)
+    return _spaced(image, spacing_beside(path, numbered=True))
 
 
 def read_label_file(path: Path) -> Image:
     """A label map from any format that images have, from an .npy, or the `gts` of an .npz.
 
+    A TIFF volume has the spacing that lies beside it.
+
     Raises:
         FormatError, GeometryError, ImageError: the file cannot be read.
+        DatasetError: a spacing beside it that is none.
     """
     suffix = path.suffix.lower()
-    return arrays.read_labels(path) if suffix == ".npy" else read_labels(path) if suffix == ".npz" else read(path)
+    labels = arrays.read_labels(path) if suffix == ".npy" else read_labels(path) if suffix == ".npz" else read(path)
+    return _spaced(labels, spacing_beside(path, numbered=False))
 
 
 FILES = Loader(read_image_file, read_label_file)
@@ -177,6 +186,21 @@ def misfits(image: Image, reference: Image) -> Iterator[tuple[str, str, str]]:
             f"the labels lie up to {shift:.3g} mm beside the image, {'turned or flipped' if turned else 'shifted'}",
             "copy the image's header if the voxels fit, otherwise resample the labels",
         )
+
+
+def _spaced(image: Image, beside: Path) -> Image:
+    form = image.source.format if image.source else ""
+    if form != "raster" or not image.is_volume or not beside.is_file():
+        return image
+    try:
+        z, y, x = (float(value) for value in json.loads(beside.read_text(encoding="utf-8"))["spacing"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DatasetError(
+            f"{beside} should hold {{spacing: [z, y, x]}} in mm ({error}); correct it, or move it away"
+        ) from error
+    if not np.isfinite([x, y, z]).all() or min(x, y, z) <= 0:
+        raise DatasetError(f"the spacing in {beside} is {z, y, x}; three positive numbers are needed")
+    return replace(image, affine=affine_from_spacing((x, y, z)))
 
 
 def modality_in(name: str) -> Modality | None:

@@ -16,15 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from palpate.datasets.case import Case, Region
 from palpate.datasets.layouts import Listing, joined, stem, subfolders
-from palpate.datasets.pair import Loader, known_modality, read_image_file, read_label_file
+from palpate.datasets.pair import FILES, known_modality
 from palpate.datasets.report import Problem, Severity
 from palpate.errors import DatasetError
-from palpate.images.geometry import affine_from_spacing
-from palpate.images.image import Image
 
 REQUIRED = ("channel_names", "labels", "numTraining", "file_ending")
 
@@ -52,20 +48,6 @@ def listing(path: Path, *, channel: int = 0) -> Listing:
         cases = tuple(replace(case, subject=f"{case.dataset}/{case.subject}") for case in one.cases)
         nested.append(replace(one, cases=cases))
     return joined(nested)
-
-
-def read_image(path: Path) -> Image:
-    """One channel; a TIFF volume with the spacing that is written beside it."""
-    image = read_image_file(path)
-    return _spaced(image, path.with_name(re.sub(r"_\d{4}$", "", stem(path)) + ".json"))
-
-
-def read_labels(path: Path) -> Image:
-    """One label map; a TIFF volume with the spacing that is written beside it."""
-    return _spaced(read_label_file(path), path.with_name(stem(path) + ".json"))
-
-
-LOAD = Loader(read_image, read_labels)
 
 
 @dataclass(frozen=True)
@@ -117,7 +99,7 @@ class _Raw:
             test = self._folder("imagesTs", "labelsTs")
             self._add(test, split="test", prefix="imagesTs/" if set(test) & set(train) else "")
         channels = {self.name: self.channels} if names else {}
-        return Listing(tuple(self.cases), LOAD, tuple(self.incomplete), tuple(self.problems), self.further, channels)
+        return Listing(tuple(self.cases), FILES, tuple(self.incomplete), tuple(self.problems), self.further, channels)
 
     def _add(self, pairs: dict[str, _Pair], *, split: str, prefix: str) -> None:
         for case, pair in sorted(pairs.items()):
@@ -153,7 +135,7 @@ class _Raw:
                         name=name,
                         image=chosen,
                         label=pair.label,
-                        load=LOAD,
+                        load=FILES,
                         modality=self.modality,
                         split=split,
                         regions=self.regions,
@@ -286,16 +268,3 @@ def _description(root: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DatasetError(f"{path} is no JSON object; see nnU-Net's dataset_format.md")
     return {str(key): value for key, value in content.items()}
-
-
-def _spaced(image: Image, beside: Path) -> Image:
-    form = image.source.format if image.source else ""
-    if form != "raster" or not image.is_volume or not beside.is_file():
-        return image
-    try:
-        z, y, x = (float(value) for value in json.loads(beside.read_text(encoding="utf-8"))["spacing"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DatasetError(f"{beside} should hold {{spacing: [z, y, x]}} in mm ({error}); correct it") from error
-    if not np.isfinite([x, y, z]).all() or min(x, y, z) <= 0:
-        raise DatasetError(f"the spacing in {beside} is {z, y, x}; three positive numbers are needed")
-    return replace(image, affine=affine_from_spacing((x, y, z)))
