@@ -34,7 +34,7 @@ CLICK_PROTOCOLS = ("clicks", "box+clicks")
 CLICK_GOALS = (0.85, 0.90)
 
 UNBOUNDED = ("hd95", "assd")
-"""Measures that are infinite where nothing was found: medians, never means."""
+"""Measures that are infinite where nothing was found, or nothing was to be found: medians, never means."""
 LOWER_IS_BETTER = ("hd95", "assd", "leak", "miss", "error")
 DERIVED: dict[str, Callable[[Row], float]] = {
     "miss": lambda row: float(is_miss(row)),

@@ -36,7 +36,7 @@ class Row:
       corrective clicks it is the number of clicks so far. `seed` is the repetition, 0 where nothing is drawn; with
       human scribbles, the person.
     - `dice`, `iou`, `nsd` lie in [0, 1]. `hd95` and `assd` are in mm (pixels where an image has no spacing: see
-      `Run.units`), and infinite where nothing was found.
+      `Run.units`), and infinite where nothing was found, or something on a slice without the object.
     - `leak` is the share of the prediction that lies more than two pixels outside the object (in a volume, slice by
       slice); NaN for no prediction.
     - `area` is the size of the target: its tight box as a share of the image (in a volume, of its largest slice); NaN
