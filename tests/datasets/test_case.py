@@ -53,7 +53,7 @@ def test_the_data_of_a_detached_header_is_listed(tmp_path: Path) -> None:
     nrrd.write(str(label), trees.ORGANS.T, detached_header=True)
     (data,) = set(tmp_path.glob("label.*")) - {label}
     case = pair(image, label)
-    case.read()
+    FILES.labels(label)  # what is listed is what a reader finds; MetaImage would need an extra
     assert case.files() == (image, tmp_path / "raw" / "image.raw", label, data)
     # One that is missing is what the case depends on all the same.
     data.unlink()
