@@ -7,7 +7,7 @@ import pytest
 from small_cases import write_case
 
 from fake_runtime import FakeRuntime
-from palpate.datasets import Case
+from palpate.datasets import Case, Region
 from palpate.errors import DatasetError, OutputError
 from palpate.evaluation.measure import Plan
 from palpate.evaluation.protocols import protocol
@@ -98,6 +98,68 @@ def test_other_settings_do_not_mix_into_a_run(fake_session: Session, squares: li
     assert (tmp_path / "run/results.csv").read_bytes() == before
     run = evaluate(squares, replace(PLAN, seeds=1), tmp_path / "run", model=fake_session, overwrite=True)
     assert run.record["seeds"] == 1
+
+
+def test_a_finished_run_of_data_that_changed_is_not_taken_for_this_one(squares: list[Case], tmp_path: Path):
+    evaluate(squares, PLAN, tmp_path / "run", model=Session(FakeRuntime()))
+    squares[0].image.write_bytes(squares[0].image.read_bytes() + b" ")
+    with pytest.raises(OutputError, match="content of the data"):
+        evaluate(squares, PLAN, tmp_path / "run", model=Session(FakeRuntime()))
+    again = FakeRuntime()
+    evaluate(squares, PLAN, tmp_path / "run", model=Session(again), overwrite=True)
+    assert again.encodes == 3
+
+
+def test_another_description_of_a_case_is_another_case(squares: list[Case], tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(squares, PLAN, tmp_path / "run", model=Session(Interrupting()))
+    described = [replace(case, regions=(Region("large", (1,)),)) for case in squares]
+    again = FakeRuntime()
+    run = evaluate(described, PLAN, tmp_path / "run", model=Session(again))
+    assert again.encodes == 3
+    assert {row.object for row in run.rows} == {"large"}
+
+
+def test_overwriting_an_interrupted_run_of_the_same_settings_goes_on_with_it(squares: list[Case], tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(squares, PLAN, tmp_path / "run", model=Session(Interrupting()), overwrite=True)
+    again = FakeRuntime()
+    evaluate(squares, PLAN, tmp_path / "run", model=Session(again), overwrite=True)
+    assert again.encodes == 2
+
+
+def test_a_table_that_is_being_replaced_stays_until_the_new_one_is_whole(squares: list[Case], tmp_path: Path):
+    evaluate(squares, PLAN, tmp_path / "run", model=Session(FakeRuntime()))
+    before = (tmp_path / "run/results.csv").read_bytes()
+    other = replace(PLAN, seed=7)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(squares, other, tmp_path / "run", model=Session(Interrupting()), overwrite=True)
+    assert (tmp_path / "run/results.csv").read_bytes() == before
+    with pytest.raises(OutputError, match="another plan"):
+        evaluate(squares, PLAN, tmp_path / "run", model=Session(FakeRuntime()))
+    again = FakeRuntime()
+    evaluate(squares, other, tmp_path / "run", model=Session(again))
+    assert again.encodes == 2
+    assert (tmp_path / "run/results.csv").read_bytes() != before
+
+
+def test_overwrite_touches_nothing_that_is_not_a_run(fake_session: Session, squares: list[Case], tmp_path: Path):
+    (tmp_path / "mine/parts").mkdir(parents=True)
+    (tmp_path / "mine/parts/thesis.txt").write_text("years of work")
+    (tmp_path / "mine/results.csv").write_text("1,2,3")
+    with pytest.raises(OutputError, match="holds no run"):
+        evaluate(squares, PLAN, tmp_path / "mine", model=fake_session, overwrite=True)
+    assert (tmp_path / "mine/parts/thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "mine/results.csv").read_text() == "1,2,3"
+
+
+def test_objects_are_counted_once_however_many_slices_are_scored(
+    fake_session: Session, squares: list[Case], block: Case, tmp_path: Path
+):
+    plan = Plan((protocol("standard"), protocol("clicks")), clicks=1)
+    run = evaluate([*squares, block], plan, tmp_path / "run", model=fake_session)
+    assert run.record["objects"] == 3 * 2 + 1
+    assert run.record["units"] == {"squares": "pixels", "blocks": "mm"}
 
 
 def test_a_folder_with_other_things_is_not_written_into(fake_session: Session, squares: list[Case], tmp_path: Path):

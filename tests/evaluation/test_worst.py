@@ -28,6 +28,12 @@ def test_the_worst_are_those_of_the_first_protocol_at_its_mildest_one_a_case(squ
     assert len({row.case for row in rows}) == 3
 
 
+def test_a_protocol_that_applied_nowhere_is_passed_over(squares: list[Case], tmp_path: Path):
+    plan = Plan((protocol("wrong-slice"), protocol("scale", [-0.2, 0.1])))
+    run = evaluate(squares, plan, tmp_path / "run", model=Session(FakeRuntime()))
+    assert {(row.protocol, row.severity) for row in worst_rows(run)} == {("scale", 0.1)}
+
+
 def test_they_are_drawn_again_side_by_side_for_volumes(block: Case, tmp_path: Path):
     plan = Plan((protocol("range-short", [0.25]),))
     run = evaluate([block], plan, tmp_path / "run", model=Session(FakeRuntime()))

@@ -63,16 +63,19 @@ def _two_words(arguments: list[str]) -> list[str]:
 def joined_severities(arguments: list[str]) -> list[str]:
     """`--severity 0.05 0.1` as one argument, `--severity 0.05,0.1`: the parser knows no options of any length.
 
-    >>> joined_severities(["--severity", "0.05", "0.1", "-o", "run"])
-    ['--severity', '0.05,0.1', '-o', 'run']
+    >>> joined_severities(["--severity", "0.05", "-0.1", "-o", "run"])
+    ['--severity=0.05,-0.1', '-o', 'run']
     """
     joined: list[str] = []
+    gathering = False
     for argument in arguments:
-        follows = len(joined) > 1 and joined[-2] == "--severity"
-        if follows and re.fullmatch(r"[\d.]+(e-?\d+)?", argument):
-            joined[-1] += f",{argument}"
-        else:
-            joined.append(argument)
+        if gathering and re.fullmatch(r"-?[\d.]+(e-?\d+)?", argument):
+            joined[-1] += argument if joined[-1].endswith("=") else f",{argument}"
+            continue
+        gathering = argument.startswith("--severity=")
+        if argument == "--severity":
+            argument, gathering = "--severity=", True
+        joined.append(argument)
     return joined
 
 

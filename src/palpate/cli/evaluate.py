@@ -15,11 +15,10 @@ from palpate.cli.terminal import command_line, reporting_errors, say, say_json
 from palpate.errors import SettingError
 
 if TYPE_CHECKING:
-    from palpate.datasets import Case
     from palpate.evaluation.measure import Plan
-    from palpate.evaluation.run import ModelChoice, Progress
-    from palpate.evaluation.summary import SummaryRow
-    from palpate.evaluation.table import Run
+    from palpate.evaluation.run import Progress
+
+_FILES = (("table", "results.csv"), ("summary", "summary.csv"), ("report", "report.html"))
 
 
 def evaluate(
@@ -90,11 +89,24 @@ def evaluate(
         if data is None or output is None:
             raise SettingError("say what to evaluate on and where to write: palpate evaluate DATA -o RUN")
         from palpate.datasets import open_dataset
+        from palpate.evaluation.results import some_cases, write_results
         from palpate.evaluation.run import ModelChoice, evaluate
 
-        plan = _plan(protocol, severity, seeds, seed, objects, volumes, score, clicks, tolerance, nsd, in_pixels)
+        plan = _plan(
+            protocol,
+            severity,
+            seeds=seeds,
+            seed=seed,
+            objects=objects,
+            volumes=volumes,
+            score=score,
+            clicks=clicks,
+            tolerance=tolerance,
+            nsd=nsd,
+            in_pixels=in_pixels,
+        )
         found = open_dataset(data, labels=labels, dataset=_separate(dataset) or None, split=split, channel=channel)
-        chosen = _some(found, cases, seed)
+        chosen = list(found) if cases is None else some_cases(found, most=cases, seed=seed)
         choice = ModelChoice(model, weights, device)
         with _progress(enabled=not as_json) as advance:
             run = evaluate(
@@ -103,12 +115,16 @@ def evaluate(
                 output,
                 model=choice,
                 command=shlex.join(["palpate", *command_line.get()]),
+                data=str(data),
                 workers=workers or _cores(),
                 dask=dask,
                 overwrite=overwrite,
                 progress=advance,
             )
-        summary = _write_summary(run, chosen, plan, choice, worst=worst, show=not as_json)
+        summary = write_results(run, chosen, plan, choice.load, worst=worst)
+        if not as_json:
+            typer.echo((run.folder / "summary.md").read_text(encoding="utf-8"))
+            say([(name, str(run.folder / file)) for name, file in _FILES])
         if as_json:
             say_json({"run": str(run.folder), "record": run.record, "summary": [vars(row) for row in summary]})
 
@@ -116,6 +132,7 @@ def evaluate(
 def _plan(
     protocol: list[str] | None,
     severity: list[str] | None,
+    *,
     seeds: int,
     seed: int,
     objects: int | None,
@@ -135,9 +152,11 @@ def _plan(
         raise SettingError(
             f"cannot read --severity {' '.join(severity or ())}; give fractions such as 0.05 0.1"
         ) from None
+    if severity and not severities:
+        raise SettingError("--severity came without numbers; give fractions such as 0.05 0.1")
     if objects is not None and objects < 1:
         raise SettingError(f"--objects {objects} leaves nothing to measure; give at least 1")
-    if not tolerance > 0:
+    if not 0 < tolerance < float("inf"):
         raise SettingError(f"an NSD tolerance of {tolerance:g} makes no sense; give a positive number of mm")
     return measure.Plan(
         protocols=tuple(protocols.protocol(name, severities) for name in names),
@@ -163,54 +182,10 @@ def _one_of(value: str, option: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _some(cases: Sequence[Case], most: int | None, seed: int) -> list[Case]:
-    """At most so many cases of each dataset, in their order."""
-    from palpate.evaluation.protocols import dice_for
-
-    if most is None:
-        return list(cases)
-    if most < 1:
-        raise SettingError(f"--cases {most} leaves nothing to measure; give at least 1")
-    kept: list[Case] = []
-    for name in dict.fromkeys(case.dataset for case in cases):
-        own = [case for case in cases if case.dataset == name]
-        order = dice_for(seed, name, "cases").permutation(len(own))[:most]
-        kept += [own[i] for i in sorted(order.tolist())]
-    return kept
-
-
 def _cores() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _write_summary(
-    run: Run, cases: Sequence[Case], plan: Plan, choice: ModelChoice, *, worst: int, show: bool
-) -> list[SummaryRow]:
-    import numpy as np
-
-    from palpate.evaluation.report import write_report
-    from palpate.evaluation.summary import summarise, summary_csv, summary_markdown
-    from palpate.evaluation.worst import worst_cases
-    from palpate.images.formats import replacing
-
-    summary = summarise(run, np.random.default_rng(plan.seed))
-    for name, text in (("summary.csv", summary_csv(summary)), ("summary.md", summary_markdown(summary))):
-        with replacing(run.folder / name, overwrite=True) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
-    pictures = worst_cases(run, cases, plan, choice.load, count=worst)
-    write_report(run, run.folder / "report.html", worst=pictures, overwrite=True)
-    if show:
-        typer.echo((run.folder / "summary.md").read_text(encoding="utf-8"))
-        say(
-            [
-                ("table", str(run.folder / "results.csv")),
-                ("summary", str(run.folder / "summary.csv")),
-                ("report", str(run.folder / "report.html")),
-            ]
-        )
-    return summary
 
 
 def _print_protocols() -> None:

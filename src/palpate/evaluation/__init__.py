@@ -6,12 +6,16 @@
     plan = evaluation.Plan((evaluation.protocol("standard"), evaluation.protocol("shrink", [0.05, 0.1])))
     run = evaluation.evaluate(cases, plan, "run", model=evaluation.ModelChoice("lite-medsam"), workers=4)
 
-`run.rows` is the tidy table; the command line makes summaries and reports of it.
+    evaluation.write_results(run, cases, plan, evaluation.ModelChoice("lite-medsam").load)
+
+`run.rows` is the tidy table; `write_results` adds the summary and the report that the command line writes.
 """
 
 from palpate.evaluation.measure import Plan, measure_case, replay
 from palpate.evaluation.protocols import Protocol, all_protocols, protocol
+from palpate.evaluation.results import some_cases, write_results
 from palpate.evaluation.run import ModelChoice, evaluate
+from palpate.evaluation.summary import summarise
 from palpate.evaluation.table import Row, Run, read_run
 
 __all__ = [
@@ -26,4 +30,7 @@ __all__ = [
     "protocol",
     "read_run",
     "replay",
+    "some_cases",
+    "summarise",
+    "write_results",
 ]

@@ -73,8 +73,19 @@ Progress = Callable[[int, int], None]
 """Called with prompts answered and prompts in all."""
 
 
-def measure_case(session: Session, case: Case, plan: Plan, *, progress: Progress | None = None) -> list[Row]:
-    """The rows of one case, in the order of its objects and the plan's protocols.
+Unit = Literal["mm", "pixels"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The rows of one case, and the unit of its distances."""
+
+    rows: tuple[Row, ...]
+    unit: Unit
+
+
+def measure_case(session: Session, case: Case, plan: Plan, *, progress: Progress | None = None) -> Measured:
+    """One case, its rows in the order of its objects and the plan's protocols.
 
     Raises:
         PalpateError: the case cannot be read, or the model does not take a protocol's prompts.
@@ -88,7 +99,7 @@ def measure_case(session: Session, case: Case, plan: Plan, *, progress: Progress
             rows += _rows(scene, region, one, attempt, plan)
         if progress is not None:
             progress(done + 1, len(asked))
-    return rows
+    return Measured(tuple(rows), scene.unit)
 
 
 def replay(session: Session, case: Case, plan: Plan, row: Row) -> list[Shown]:
@@ -99,8 +110,11 @@ def replay(session: Session, case: Case, plan: Plan, row: Row) -> list[Shown]:
         PromptError: the row is not of this case and plan.
     """
     scene = _Scene.of(session, case, plan)
-    name, _, only = row.object.partition("@")
-    region = next((item for item in case.objects(scene.labels) if item.name == name), None)
+    regions = {item.name: item for item in case.objects(scene.labels)}
+    name, only = row.object, ""
+    if name not in regions and scene.is_volume:
+        name, _, only = row.object.rpartition("@")
+    region = regions.get(name)
     one = next((item for item in plan.protocols if item.name == row.protocol), None)
     if region is None or one is None:
         raise PromptError(f"{case.name} has no object {name!r} or the plan no protocol {row.protocol!r}")
@@ -123,6 +137,7 @@ class _Scene:
     pixels: np.ndarray
     is_volume: bool
     spacing: tuple[float, float, float]
+    unit: Unit
     marks: tuple[np.ndarray, ...]
 
     @classmethod
@@ -131,9 +146,8 @@ class _Scene:
         image = labelled.image
         session.set_image(image)
         axis = session.axis
-        spacing = list(image.geometry.spacing[::-1])
-        if case.dataset in plan.in_pixels or not image.knows_place:
-            spacing = [1.0, 1.0, 1.0]
+        in_mm = image.knows_place and case.dataset not in plan.in_pixels
+        spacing = list(image.geometry.spacing[::-1]) if in_mm else [1.0, 1.0, 1.0]
         if axis is not None:
             spacing.insert(0, spacing.pop(axis))
         return cls(
@@ -142,6 +156,7 @@ class _Scene:
             pixels=session.slices,
             is_volume=axis is not None,
             spacing=(spacing[0], spacing[1], spacing[2]),
+            unit="mm" if in_mm else "pixels",
             marks=_marks(case, axis, image.shape) if any(one.kind == "scribbles" for one in plan.protocols) else (),
         )
 
@@ -169,8 +184,8 @@ def _chosen(scene: _Scene, plan: Plan) -> list[Region]:
 
 def _attempts(session: Session, scene: _Scene, region: Region, one: Protocol, plan: Plan) -> Iterator[_Attempt]:
     mask = region.mask(scene.labels)
-    if one.kind == "clicks":
-        yield from _clicked(session, scene, mask, plan, box_first=one.name.startswith("box"))
+    if one.kind in ("clicks", "box, then clicks"):
+        yield from _clicked(session, scene, mask, plan, box_first=one.kind != "clicks")
         return
     if one.kind == "scribbles":
         for person, marks in enumerate(scene.marks):
@@ -189,7 +204,14 @@ def _attempts(session: Session, scene: _Scene, region: Region, one: Protocol, pl
                 continue  # there is no such prompt for this object (points beside one that fills the image): no row
             if targets:
                 only = targets[0].z if scene.is_volume and plan.volumes == "one-slice" else None
-                yield _answered(session, scene, targets, severity=severity, seed=plan.seed + repetition, only=only)
+                yield _answered(
+                    session,
+                    scene,
+                    targets,
+                    severity=severity,
+                    seed=plan.seed + repetition if one.random else 0,
+                    only=only,
+                )
 
 
 def _answered(
@@ -218,20 +240,20 @@ def _clicked(session: Session, scene: _Scene, mask: Slices, plan: Plan, *, box_f
         if click is not None or last is None:
             points = points if click is None else added(points, click)
             target = Target((*box, *((points,) if points else ())))
-            last = _answered(session, scene, [target], severity=float(count), seed=plan.seed)
+            last = _answered(session, scene, [target], severity=float(count), seed=0)
             found = last.prediction[z]
         # Nothing is left to correct: the answer stays as it is, so that every curve has the same length.
-        yield _Attempt(
-            float(count), plan.seed, last.targets, last.prediction, last.predicted_iou, last.milliseconds, only=z
-        )
+        yield _Attempt(float(count), 0, last.targets, last.prediction, last.predicted_iou, last.milliseconds, only=z)
 
 
 def _scribbled(scene: _Scene, region: Region, mask: Slices, marks: np.ndarray, plan: Plan) -> list[Target]:
     values, counts = np.unique(marks, return_counts=True)
     nothing = int(values[counts.argmax()])
-    # One object, and no values but 0, 1 and 2, the 0 nearly everywhere: strokes on it and beside it. Else a value an
-    # object, and the most frequent one stands where nobody drew.
-    is_strokes = nothing == 0 and values.max() <= 2 and len(scene.case.objects(scene.labels)) == 1
+    # One object, and 0 nearly everywhere, with some 1 and perhaps 2: strokes on it and beside it. Else a value an
+    # object, and the most frequent one stands where nobody drew. People are too careless to tell it by where they drew.
+    looks_like_strokes = nothing == 0 and set(values.tolist()) in ({0, 1}, {0, 1, 2})
+    only_one = len(scene.case.objects(scene.labels)) == 1
+    is_strokes = (scene.case.scribble_convention or ("strokes" if looks_like_strokes and only_one else "")) == "strokes"
     if not is_strokes and region.values[0] == nothing:
         return []
     drawn = {
@@ -337,7 +359,7 @@ def _box_share(reference: Slices) -> float:
     """The tight box of the object's largest slice, as a share of the image."""
     sizes = reference.sum(axis=(1, 2))
     if not sizes.any():
-        return 0.0
+        return float("nan")  # something was found on a slice where nothing is
     largest = reference[int(sizes.argmax())]
     box = Box.around(largest)
     return (box.x_max - box.x_min + 1) * (box.y_max - box.y_min + 1) / largest.size

@@ -25,7 +25,7 @@ VolumePrompts = Literal["middle", "every-slice", "one-slice"]
 """Where a volume is prompted: on the object's middle slice and carried to its ends, on each of its slices, or on the
 middle slice, which then is all that counts."""
 
-Kind = Literal["strategy", "volume", "clicks", "scribbles"]
+Kind = Literal["strategy", "volume", "clicks", "box, then clicks", "scribbles"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ _OTHERS = (
     Protocol(
         "box+clicks",
         "a tight box, then a click in the middle of the largest mistake, again and again",
-        kind="clicks",
+        kind="box, then clicks",
         random=False,
         source="number of clicks (NoC) of interactive segmentation",
     ),
@@ -200,9 +200,14 @@ def _mistaken(
     asked: Protocol, mask: np.ndarray, pixels: np.ndarray, *, severity: float, rng: np.random.Generator
 ) -> list[Target]:
     draw = _drawn_by(strategy("standard"), pixels, severity=0.0, rng=rng)
-    if asked.name == "missing-slices":
-        return volumes.key_slices_missing(mask, draw, fraction=severity, rng=rng)
-    if asked.name == "wrong-slice":
-        return volumes.on_wrong_slice(mask, draw, fraction=severity, rng=rng)
-    sign = 1 if asked.name == "range-long" else -1
-    return volumes.z_range_changed(volumes.from_middle(mask, draw), fraction=sign * severity, depth=len(mask))
+    match asked.name:
+        case "missing-slices":
+            return volumes.key_slices_missing(mask, draw, fraction=severity, rng=rng)
+        case "wrong-slice":
+            return volumes.on_wrong_slice(mask, draw, fraction=severity, rng=rng)
+        case "range-long":
+            return volumes.z_range_changed(volumes.from_middle(mask, draw), fraction=severity, depth=len(mask))
+        case "range-short":
+            return volumes.z_range_changed(volumes.from_middle(mask, draw), fraction=-severity, depth=len(mask))
+        case other:
+            raise AssertionError(f"{other} is no mistake in volumes")

@@ -11,21 +11,22 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import get_ident
 from typing import Any
 
+import palpate
 from palpate.datasets.case import Case
 from palpate.errors import DatasetError, OutputError, PalpateError, SettingError
-from palpate.evaluation.measure import Plan, measure_case
-from palpate.evaluation.table import Row, Run, read_run, results_csv, times_csv
+from palpate.evaluation.measure import Measured, Plan, measure_case
+from palpate.evaluation.table import Row, Run, object_name, read_run, results_csv, times_csv
 from palpate.images.formats import replacing
+from palpate.inference.runtimes import Runtime
 from palpate.inference.session import Session, load
 
 PACKAGES = ("palpate", "torch", "transformers", "numpy", "scipy")
@@ -67,6 +68,7 @@ def evaluate(
     *,
     model: ModelChoice | Session,
     command: str = "",
+    data: str = "",
     workers: int = 1,
     dask: str | None = None,
     overwrite: bool = False,
@@ -74,23 +76,28 @@ def evaluate(
 ) -> Run:
     """Measure these cases and write `results.csv`, `times.csv` and `run.json` into a folder.
 
-    A folder with an unfinished run of the same settings is taken up where it stopped, and one with a finished run is
-    only read. `model` may be a session, which then does all the work itself; with a choice, `workers` processes share
-    the cases, or the workers of the dask cluster at address `dask`, who must see the same paths.
+    A folder with an unfinished run of the same settings is taken up where it stopped, and one with a finished run of
+    the same settings and data is only read. With `overwrite`, a run of other settings or data is replaced; its table
+    stays until the new one is whole.
+
+    `model` may be a session, which then does all the work itself; with a choice, `workers` processes share the cases,
+    or the workers of the dask cluster at address `dask`, who must see the same paths. `command` and `data` are what was
+    typed, for the record.
 
     Raises:
-        OutputError: the folder holds a run of other settings, or cannot be written.
+        OutputError: the folder holds a run of other settings or data, or something else, or cannot be written.
         DatasetError: no cases, two of the same name, or cases that could not be measured (the others are kept).
-        PalpateError: the model cannot be loaded.
+        PalpateError: the model cannot be loaded, or workers died.
     """
     folder = Path(folder)
     _check_cases(cases)
     session = model if isinstance(model, Session) else model.load()
-    settings = _settings(session, plan, cases)
-    parts = _prepare(folder, settings, overwrite=overwrite)
-    if (folder / "results.csv").is_file() and (folder / "run.json").is_file():
-        return read_run(folder)
     fingerprints = {case: content_hash(case) for case in cases}
+    settings = _settings(session, plan, cases)
+    content = _digest(f"{case.dataset}/{case.name} {fingerprints[case]}" for case in cases)
+    if _is_finished(folder, settings, content):
+        return read_run(folder)
+    parts = _prepare(folder, settings, overwrite=overwrite)
     open_cases = [case for case in cases if _finished(parts, case, fingerprints[case]) is None]
     done, failures = len(cases) - len(open_cases), list[Failure]()
     if progress is not None:
@@ -113,17 +120,20 @@ def evaluate(
             f"{len(failures)} of {len(cases)} cases could not be measured ({listed}{more}); `palpate data check` says "
             "what is wrong with them. The others are kept: mend these, or leave them out, and run the command again"
         )
-    rows = [row for case in cases for row in _finished(parts, case, fingerprints[case]) or ()]
+    measured = {case: found for case in cases if (found := _finished(parts, case, fingerprints[case])) is not None}
+    rows = [row for case in cases for row in measured[case].rows]
     record = {
         "command": command,
         **_record(session, plan, cases, rows),
-        "data_sha256": _digest(sorted(f"{case.dataset}/{case.name} {fingerprints[case]}" for case in cases)),
+        "data": data,
+        "data_sha256": content,
+        "units": _units(measured),
         "settings": settings,
     }
     _write(folder / "times.csv", times_csv(rows))
     _write(folder / "run.json", json.dumps(record, indent=2) + "\n")
     _write(folder / "results.csv", results_csv(rows))  # last: with it the run is finished
-    shutil.rmtree(parts, ignore_errors=True)
+    _clear(parts)
     return read_run(folder)
 
 
@@ -132,13 +142,18 @@ def _size(path: Path) -> int:
 
 
 def content_hash(case: Case) -> str:
-    """SHA-256 over the case's files, so that a changed image is measured again."""
-    digest = hashlib.sha256()
-    for path in dict.fromkeys((case.image, case.label, *case.scribbles)):
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    """SHA-256 over all that the case is made of, so that what changed is measured again.
+
+    Raises:
+        DatasetError: a file of the case cannot be read.
+    """
+    digest = hashlib.sha256(case.identity().encode())
+    for path in case.files():
+        try:
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise DatasetError(f"cannot read {path} of {case.name}: {error.strerror or error}") from None
     return digest.hexdigest()
 
 
@@ -153,69 +168,104 @@ def _check_cases(cases: Sequence[Case]) -> None:
 
 
 def _settings(session: Session, plan: Plan, cases: Sequence[Case]) -> dict[str, Any]:
-    """Everything that decides the table."""
+    """Everything that decides the table, but for the data."""
     runtime = session.runtime
     return {
         "model": runtime.model,
         "weights_hash": runtime.weights_hash,
         "runtime": runtime.describe(),
-        "palpate": version("palpate"),
+        "versions": environment(),
         "plan": json.loads(json.dumps(asdict(plan))),
         "cases": _digest(f"{case.dataset}/{case.name} {case.subject}" for case in cases),
     }
 
 
+@lru_cache(maxsize=1)
+def environment() -> Mapping[str, str]:
+    """Versions of what computes, and a digest of palpate's own code, which may be edited where it is installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    sources = sorted(Path(palpate.__file__).parent.rglob("*.py"))
+    found["code"] = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    return found
+
+
+def _is_finished(folder: Path, settings: dict[str, Any], content: str) -> bool:
+    """Whether this very run lies there, whole."""
+    if (folder / "parts" / "settings.json").exists() or not (folder / "results.csv").is_file():
+        return False
+    record = _read_json(folder / "run.json")
+    return record.get("settings") == settings and record.get("data_sha256") == content
+
+
 def _prepare(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> Path:
-    """The folder of finished parts, after making sure that the run's folder belongs to these settings."""
+    """The folder of finished parts, those of another run removed if that is allowed; its table stays where it is."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; give a folder for the run")
-    started, finished = folder / "parts" / "settings.json", folder / "run.json"
-    if overwrite:
-        for name in ("results.csv", "times.csv", "run.json"):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "parts", ignore_errors=True)
-    elif finished.is_file() or started.is_file():
-        try:
-            text = (finished if finished.is_file() else started).read_text(encoding="utf-8")
-            before = json.loads(text)["settings"]
-        except (ValueError, KeyError, TypeError):
-            before = {}
-        changed = sorted(key for key in {*settings, *before} if settings.get(key) != before.get(key))
-        if changed:
-            raise OutputError(
-                f"{folder} holds a run with another {', '.join(changed)}; choose another folder, or pass --overwrite "
-                "to replace it"
-            )
-        if finished.is_file() and (folder / "results.csv").is_file():
-            return folder / "parts"
-    elif folder.is_dir() and any(folder.iterdir()):
+    parts = folder / "parts"
+    unfinished, finished = _read_json(parts / "settings.json"), _read_json(folder / "run.json")
+    before = (unfinished or finished).get("settings")
+    if before is None and folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty and holds no run; choose an empty or a new folder")
+    if before is not None and not (unfinished and before == settings):
+        if not overwrite:
+            changed = sorted(key for key in {*settings, *before} if settings.get(key) != before.get(key))
+            raise OutputError(
+                f"{folder} holds a run with another {', '.join(changed) or 'content of the data'}; choose another "
+                "folder, or pass --overwrite to replace it"
+            )
+        _clear(parts)
     try:
-        (folder / "parts").mkdir(parents=True, exist_ok=True)
+        parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write in {folder}: {error.strerror or error}; choose another place") from error
-    if not started.is_file():
-        _write(started, json.dumps({"settings": settings}, indent=2) + "\n")
-    return folder / "parts"
+    if not (parts / "settings.json").is_file():
+        _write(parts / "settings.json", json.dumps({"settings": settings}, indent=2) + "\n")
+    return parts
+
+
+def _clear(parts: Path) -> None:
+    """Remove what a run has put there, and the folder if that was all."""
+    for path in (*parts.glob("[0-9a-f]" * 32 + ".json"), parts / "settings.json"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        parts.rmdir()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file of ours holds; nothing if it is not there or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _part(parts: Path, case: Case) -> Path:
     return parts / f"{_digest([case.dataset, case.name])[:32]}.json"
 
 
-def _finished(parts: Path, case: Case, fingerprint: str) -> tuple[Row, ...] | None:
-    try:
-        kept = json.loads(_part(parts, case).read_text(encoding="utf-8"))
-        if kept["sha256"] == fingerprint:
-            return tuple(Row(**values) for values in kept["rows"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or cut off: measured again
-    return None
+def _finished(parts: Path, case: Case, fingerprint: str) -> Measured | None:
+    kept = _read_json(_part(parts, case))
+    if kept.get("sha256") != fingerprint:
+        return None  # not there, cut off, or of what the case was before: measured again
+    return Measured(tuple(Row(**values) for values in kept["rows"]), kept["unit"])
 
 
-def _keep(parts: Path, case: Case, fingerprint: str, rows: Sequence[Row]) -> None:
-    content = {"case": f"{case.dataset}/{case.name}", "sha256": fingerprint, "rows": [asdict(row) for row in rows]}
+def _keep(parts: Path, case: Case, fingerprint: str, found: Measured) -> None:
+    rows = [asdict(row) for row in found.rows]
+    content = {"case": f"{case.dataset}/{case.name}", "sha256": fingerprint, "unit": found.unit, "rows": rows}
     _write(_part(parts, case), json.dumps(content))
+
+
+def _units(measured: Mapping[Case, Measured]) -> dict[str, str]:
+    """The unit of distances in each dataset: mm, pixels, or mixed."""
+    found: dict[str, str] = {}
+    for case, one in measured.items():
+        found[case.dataset] = one.unit if found.get(case.dataset, one.unit) == one.unit else "mixed"
+    return found
 
 
 def _write(path: Path, text: str) -> None:
@@ -223,7 +273,7 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-Answer = tuple[Row, ...] | Failure
+Answer = Measured | Failure
 
 
 @contextmanager
@@ -242,7 +292,7 @@ def _answers(
     if dask is not None:
         if isinstance(model, Session):
             raise SettingError("a session cannot travel to the workers of a cluster; give a ModelChoice instead")
-        with _on_cluster(dask, cases, plan, model, session.runtime.weights_hash) as answers:
+        with _on_cluster(dask, cases, plan, model, session.runtime) as answers:
             yield answers
     elif workers > 1 and len(cases) > 1 and isinstance(model, ModelChoice):
         with _in_processes(min(workers, len(cases)), cases, plan, model) as answers:
@@ -254,9 +304,11 @@ def _answers(
 
 def _measured(session: Session, case: Case, plan: Plan) -> Answer:
     try:
-        return tuple(measure_case(session, case, plan))
+        return measure_case(session, case, plan)
     except PalpateError as error:
         return Failure(case, str(error))
+    except (OSError, MemoryError) as error:
+        return Failure(case, f"{type(error).__name__}: {error}")
 
 
 @contextmanager
@@ -277,6 +329,7 @@ def _in_processes(
 ) -> Generator[Iterator[tuple[Case, Answer]]]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
     others = set(multiprocessing.active_children())
@@ -285,6 +338,11 @@ def _in_processes(
         futures = {pool.submit(_measure_in_worker, model, case, plan): case for case in cases}
         try:
             yield ((futures[future], future.result()) for future in as_completed(futures))
+        except BrokenProcessPool:
+            raise PalpateError(
+                f"one of {workers} processes was killed, perhaps because memory ran out; what was measured is kept, so "
+                "run the command again, with fewer --workers"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - others:
@@ -339,36 +397,47 @@ def _quick_memory() -> Generator[None]:
 
 @contextmanager
 def _on_cluster(
-    address: str, cases: Sequence[Case], plan: Plan, model: ModelChoice, weights_hash: str
+    address: str, cases: Sequence[Case], plan: Plan, model: ModelChoice, runtime: Runtime
 ) -> Generator[Iterator[tuple[Case, Answer]]]:
     try:
-        from distributed import Client, as_completed
+        from distributed import Client, KilledWorker, as_completed
+        from distributed.comm.core import CommClosedError
     except ImportError:
         raise SettingError("--dask needs an extra package; install it with: pip install 'palpate[dask]'") from None
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
         raise SettingError(f"no dask scheduler answers at {address!r} ({error}); start one or correct --dask") from None
+    weights = None if model.weights is None else model.weights.resolve()
     try:
         futures = client.map(
             _measure_on_cluster,
-            list(cases),
+            [case.resolved() for case in cases],  # workers may have been started elsewhere
             plan=plan,
-            model=model,
-            weights_hash=weights_hash,
+            model=replace(model, weights=weights),
+            like=(runtime.weights_hash, runtime.describe(), dict(environment())),
             pure=False,
             key=[f"palpate-{_digest([case.dataset, case.name])[:16]}-{os.getpid()}" for case in cases],
         )
         asked = dict(zip([future.key for future in futures], cases, strict=True))
         yield ((asked[future.key], future.result()) for future in as_completed(futures))
+    except (KilledWorker, CommClosedError, ImportError, OSError) as error:
+        raise PalpateError(
+            f"the cluster could not go on ({type(error).__name__}: {error}); what was measured is kept, so mend it and "
+            "run the command again"
+        ) from None
     finally:
         client.close()
 
 
-def _measure_on_cluster(case: Case, *, plan: Plan, model: ModelChoice, weights_hash: str) -> Answer:
-    session = _session_of_thread(model, get_ident())
-    if session.runtime.weights_hash != weights_hash:
-        return Failure(case, f"a worker has other weights for {model.name}; fetch the same on all machines")
+def _measure_on_cluster(case: Case, *, plan: Plan, model: ModelChoice, like: tuple[str, str, dict[str, str]]) -> Answer:
+    try:
+        session = _session_of_thread(model, get_ident())
+    except PalpateError as error:
+        return Failure(case, f"a worker could not load the model: {error}")
+    here = (session.runtime.weights_hash, session.runtime.describe(), dict(environment()))
+    if here != like:
+        return Failure(case, f"a worker computes with {here}, which is not {like}; install the same on all machines")
     with _one_thread():
         return _measured(session, case, plan)
 
@@ -396,25 +465,25 @@ def _record(session: Session, plan: Plan, cases: Sequence[Case], rows: Sequence[
         "model": runtime.model,
         "weights_hash": runtime.weights_hash,
         "runtime": runtime.describe(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": dict(environment()),
         "machine": f"{platform.machine()}, {platform.system()}",
         "cases": len(cases),
-        "objects": len({row.key[:4] for row in rows}),
+        "objects": len(_prompted(rows)),
         "protocols": [asdict(one) for one in plan.protocols],
         "notes": notes,
     }
 
 
+def _prompted(rows: Iterable[Row]) -> set[tuple[str, str, str]]:
+    """The objects in these rows; where slices are scored, `1@17` is object 1."""
+    return {(row.dataset, row.case, object_name(row)) for row in rows}
+
+
 def _left_out(plan: Plan, rows: Sequence[Row]) -> list[str]:
     """Which protocols could not be asked everywhere: not all prompts exist for all objects."""
-
-    def prompted(of: Iterable[Row]) -> set[tuple[str, ...]]:
-        # Clicks are scored on one slice, and volumes perhaps slice by slice: `1@17` is object 1.
-        return {(row.dataset, row.case, row.object.partition("@")[0]) for row in of}
-
-    everything, notes = prompted(rows), list[str]()
+    everything, notes = _prompted(rows), list[str]()
     for one in plan.protocols:
-        count = len(prompted(row for row in rows if row.protocol == one.name))
+        count = len(_prompted(row for row in rows if row.protocol == one.name))
         if count == 0:
             notes.append(f"no rows of {one.name}: it applies to none of these cases")
         elif count < len(everything):
@@ -422,16 +491,6 @@ def _left_out(plan: Plan, rows: Sequence[Row]) -> list[str]:
                 f"{one.name} was asked for {count} of {len(everything)} objects; the others have no such prompt"
             )
     return notes
-
-
-def _versions() -> Mapping[str, str]:
-    found: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _digest(texts: Iterable[str]) -> str:

@@ -20,10 +20,12 @@ def worst_rows(run: Run, *, count: int = 10) -> list[Row]:
 
     Under the hardest prompt everything is bad; what fails under the kindest says more about the model.
     """
-    first = [row for row in run.rows if row.protocol == run.record["protocols"][0]["name"]]
-    mildest = min((row.severity for row in first), default=0.0)
+    asked = [one["name"] for one in run.record["protocols"]]
+    first = min((row.protocol for row in run.rows), key=asked.index, default="")
+    ours = [row for row in run.rows if row.protocol == first]
+    mildest = min((row.severity for row in ours), key=abs, default=0.0)
     ranked = sorted(
-        (row for row in first if row.severity == mildest and not np.isnan(row.dice)),
+        (row for row in ours if row.severity == mildest and not np.isnan(row.dice)),
         key=lambda row: (row.dice, row.key),
     )
     chosen: dict[tuple[str, str], Row] = {}

@@ -228,7 +228,7 @@ def _common_box(
 
 def _border(mask: Bool[np.ndarray, "*grid"]) -> Bool[np.ndarray, "*grid"]:
     """The mask's voxels that have a face on the background."""
-    return mask & ~np.asarray(ndimage.binary_erosion(mask))
+    return mask & np.logical_not(ndimage.binary_erosion(mask))
 
 
 # Surface elements. A corner where 2 x 2 (x 2) voxels meet has a code: bit `i` is the voxel whose offset along axis `a`

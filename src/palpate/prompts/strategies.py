@@ -24,6 +24,7 @@ from palpate.prompts.perturbation import (
     jittered,
     medsam_jitter,
     one_sided_at_random,
+    per_axis_at_random,
     scaled,
     shifted_at_random,
     shrunk,
@@ -196,7 +197,7 @@ def _points(count: int) -> Strategy:
 def _box_and_points(count: int) -> Strategy:
     return Strategy(
         f"box+points-{count}",
-        f"The tight box, and the points of points-{count}",
+        f"The tight box, and points drawn as for points-{count}",
         lambda asked: (asked.box, foreground_points(asked.mask, count=count, rng=asked.rng, z=asked.z)),
         _RANEM,
         random=True,
@@ -275,6 +276,12 @@ STRATEGIES: tuple[Strategy, ...] = (
     _by_severity_at_random(
         "one-sided", "One random side by a draw from -severity to severity", one_sided_at_random, _OURS
     ),
+    _by_severity_at_random(
+        "per-axis",
+        "Both sides of an axis alike, each axis by a draw from -severity to severity",
+        per_axis_at_random,
+        _OURS,
+    ),
     Strategy(
         "medsam-jitter",
         "Every side outward by its own whole number, 0 to 20 pixels of a canvas of 1024",
@@ -299,7 +306,7 @@ STRATEGIES: tuple[Strategy, ...] = (
     ),
     Strategy(
         "box+points-50+50",
-        "The tight box, and the points of points-50+50",
+        "The tight box, and points drawn as for points-50+50",
         lambda asked: (asked.box, _both_sides(asked)),
         _RANEM,
         random=True,
