@@ -93,7 +93,7 @@ def test_an_image_that_changed_meanwhile_is_measured_again(squares: list[Case], 
 def test_other_settings_do_not_mix_into_a_run(fake_session: Session, squares: list[Case], tmp_path: Path):
     evaluate(squares, PLAN, tmp_path / "run", model=fake_session)
     before = (tmp_path / "run/results.csv").read_bytes()
-    with pytest.raises(OutputError, match="another plan"):
+    with pytest.raises(OutputError, match="other seeds"):
         evaluate(squares, replace(PLAN, seeds=1), tmp_path / "run", model=fake_session)
     assert (tmp_path / "run/results.csv").read_bytes() == before
     run = evaluate(squares, replace(PLAN, seeds=1), tmp_path / "run", model=fake_session, overwrite=True)
@@ -103,7 +103,7 @@ def test_other_settings_do_not_mix_into_a_run(fake_session: Session, squares: li
 def test_a_finished_run_of_data_that_changed_is_not_taken_for_this_one(squares: list[Case], tmp_path: Path):
     evaluate(squares, PLAN, tmp_path / "run", model=Session(FakeRuntime()))
     squares[0].image.write_bytes(squares[0].image.read_bytes() + b" ")
-    with pytest.raises(OutputError, match="content of the data"):
+    with pytest.raises(OutputError, match="images, labels or their description changed"):
         evaluate(squares, PLAN, tmp_path / "run", model=Session(FakeRuntime()))
     again = FakeRuntime()
     evaluate(squares, PLAN, tmp_path / "run", model=Session(again), overwrite=True)
@@ -135,7 +135,7 @@ def test_a_table_that_is_being_replaced_stays_until_the_new_one_is_whole(squares
     with pytest.raises(KeyboardInterrupt):
         evaluate(squares, other, tmp_path / "run", model=Session(Interrupting()), overwrite=True)
     assert (tmp_path / "run/results.csv").read_bytes() == before
-    with pytest.raises(OutputError, match="another plan"):
+    with pytest.raises(OutputError, match="other seed;"):
         evaluate(squares, PLAN, tmp_path / "run", model=Session(FakeRuntime()))
     again = FakeRuntime()
     evaluate(squares, other, tmp_path / "run", model=Session(again))
@@ -200,7 +200,7 @@ def test_progress_counts_cases_that_were_done_before(squares: list[Case], tmp_pa
 def test_a_protocol_that_applied_nowhere_is_noted(fake_session: Session, squares: list[Case], tmp_path: Path):
     plan = Plan((protocol("standard"), protocol("wrong-slice")))
     run = evaluate(squares, plan, tmp_path / "run", model=fake_session)
-    assert run.record["notes"] == ["no rows of wrong-slice: it applies to none of these cases"]
+    assert "no rows of wrong-slice: it applies to none of these cases" in run.record["notes"]
     assert json.loads((tmp_path / "run/run.json").read_text())["notes"] == run.record["notes"]
 
 
@@ -209,7 +209,23 @@ def test_a_prompt_that_does_not_exist_for_an_object_is_left_out_and_counted(squa
     full = write_case(tmp_path, "full", bright, np.ones((64, 64), dtype=np.uint8))
     plan = Plan((protocol("standard"), protocol("points-50+50")), seeds=1)
     run = evaluate([*squares, full], plan, tmp_path / "run", model=Session(FakeRuntime()))
-    assert run.record["notes"] == ["points-50+50 was asked for 6 of 7 objects; the others have no such prompt"]
+    assert "points-50+50 was asked for 6 of 7 objects; the others have no such prompt" in run.record["notes"]
+
+
+def test_cases_without_an_object_are_named(squares: list[Case], tmp_path: Path):
+    dark = write_case(tmp_path, "dark", np.eye(64, dtype=np.uint8) * 90, np.zeros((64, 64), dtype=np.uint8))
+    run = evaluate([*squares, dark], PLAN, tmp_path / "run", model=Session(FakeRuntime()))
+    assert "1 of 4 cases hold no object and count nowhere: dark" in run.record["notes"]
+    with pytest.raises(DatasetError, match="nothing was measured"):
+        evaluate([dark], PLAN, tmp_path / "nothing", model=Session(FakeRuntime()))
+
+
+def test_images_that_are_all_taken_for_subjects_of_their_own_are_remarked_on(squares: list[Case], tmp_path: Path):
+    strangers = [replace(case, subject=case.name) for case in squares]
+    run = evaluate(strangers, PLAN, tmp_path / "run", model=Session(FakeRuntime()))
+    assert any("subject of its own" in note for note in run.record["notes"])
+    run = evaluate(squares, PLAN, tmp_path / "other", model=Session(FakeRuntime()))
+    assert not any("subject of its own" in note for note in run.record["notes"])
 
 
 def _damaged(case: Case):

@@ -69,7 +69,7 @@ def joined_severities(arguments: list[str]) -> list[str]:
     joined: list[str] = []
     gathering = False
     for argument in arguments:
-        if gathering and re.fullmatch(r"-?[\d.]+(e-?\d+)?", argument):
+        if gathering and re.fullmatch(r"-?[\d.]+(e-?\d+)?%?", argument):
             joined[-1] += argument if joined[-1].endswith("=") else f",{argument}"
             continue
         gathering = argument.startswith("--severity=")

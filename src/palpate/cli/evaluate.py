@@ -40,8 +40,8 @@ def evaluate(
     severity: Annotated[
         list[str] | None, typer.Option(metavar="S...", help="How wrong, as fractions: --severity 0.05 0.1 0.25.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of protocols with dice.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Where the dice start.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of protocols that draw at random.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="The number of the first repetition.")] = 0,
     volumes: Annotated[
         str,
         typer.Option(help="Prompt an object's middle slice and carry on (middle), every-slice, or one-slice alone."),
@@ -82,7 +82,7 @@ def evaluate(
     RUN gets results.csv (one row a prompt), times.csv, summary.csv, summary.md and report.html. Stopped by Ctrl-C or a
     power cut, the same command goes on where it was.
     """
-    with reporting_errors(as_json=as_json, kept="what was measured is kept; the same command goes on from there"):
+    with reporting_errors(as_json=as_json, kept=lambda: _kept(output)):
         if list_all:
             _print_protocols()
             return
@@ -121,9 +121,13 @@ def evaluate(
                 overwrite=overwrite,
                 progress=advance,
             )
+        if sys.stderr.isatty():
+            typer.echo("writing the summary and the report ...", err=True)
         summary = write_results(run, chosen, plan, choice.load, worst=worst)
         if not as_json:
             typer.echo((run.folder / "summary.md").read_text(encoding="utf-8"))
+            for note in run.record["notes"]:
+                typer.echo(f"note: {note}")
             say([(name, str(run.folder / file)) for name, file in _FILES])
         if as_json:
             say_json({"run": str(run.folder), "record": run.record, "summary": [vars(row) for row in summary]})
@@ -182,6 +186,12 @@ def _one_of(value: str, option: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def _kept(folder: Path | None) -> str:
+    """What an interruption leaves behind."""
+    parts = len(list((folder / "parts").glob("[0-9a-f]" * 32 + ".json"))) if folder else 0
+    return f"{parts} measured cases are kept, and the same command goes on from there"
+
+
 def _cores() -> int:
     import os
 
@@ -196,7 +206,7 @@ def _print_protocols() -> None:
     from palpate.evaluation.protocols import all_protocols
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("protocol", "what is asked", "severities", "dice", "source"):
+    for heading in ("protocol", "what is asked", "severities", "random", "source"):
         table.add_column(heading, overflow="fold")
     for one in all_protocols():
         severities = " ".join(f"{value:g}" for value in one.severities) if one.uses_severity else ""
@@ -216,8 +226,8 @@ def _progress(*, enabled: bool) -> Generator[Progress]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("cases,"))
+    times = (TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(), TextColumn("to go"))
     console = Console(stderr=True)
     with Progress(*columns, *times, console=console, disable=not (enabled and sys.stderr.isatty())) as bar:
         task = bar.add_task("", total=None)

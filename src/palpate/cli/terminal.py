@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -20,7 +20,9 @@ USAGE, FAILURE, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
 
 @contextmanager
-def reporting_errors(*, as_json: bool = False, kept: str = "nothing was written") -> Generator[None]:
+def reporting_errors(
+    *, as_json: bool = False, kept: Callable[[], str] = lambda: "nothing was written"
+) -> Generator[None]:
     """Turn what palpate raises into a sentence and an exit status: 2 for what you gave, 1 for the rest.
 
     With `as_json`, stdout gets {"error": {"type", "message"}} as well, so that a program always finds JSON there.
@@ -34,7 +36,7 @@ def reporting_errors(*, as_json: bool = False, kept: str = "nothing was written"
             typer.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
         raise typer.Exit(USAGE if isinstance(error, InputError | OutputError) else FAILURE) from None
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; {kept}", err=True)
+        typer.echo(f"interrupted; {kept()}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # `palpate models | head`: the reader has gone. Python would complain once more while closing stdout.

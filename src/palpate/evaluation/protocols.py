@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
@@ -48,7 +49,7 @@ class Protocol:
 _MISTAKES = (
     Protocol(
         "missing-slices",
-        "tight boxes on the object's slices, but a share of them has none: carried over from the nearest that has",
+        "Tight boxes on the object's slices, but a share of them has none: carried over from the nearest that has",
         kind="volume",
         random=True,
         source="palpate",
@@ -57,7 +58,7 @@ _MISTAKES = (
     ),
     Protocol(
         "wrong-slice",
-        "the middle slice's tight box, put on a slice that is off by a share of the object's slices",
+        "The middle slice's tight box, put on a slice that is off by a share of the object's slices",
         kind="volume",
         random=True,
         source="palpate",
@@ -66,7 +67,7 @@ _MISTAKES = (
     ),
     Protocol(
         "range-long",
-        "the middle slice's tight box, carried too far at both ends by a share of the object's slices",
+        "The middle slice's tight box, carried too far at both ends by a share of the object's slices",
         kind="volume",
         random=False,
         source="palpate",
@@ -75,7 +76,7 @@ _MISTAKES = (
     ),
     Protocol(
         "range-short",
-        "the middle slice's tight box, carried not far enough at both ends by a share of the object's slices",
+        "The middle slice's tight box, carried not far enough at both ends by a share of the object's slices",
         kind="volume",
         random=False,
         source="palpate",
@@ -87,21 +88,21 @@ _MISTAKES = (
 _OTHERS = (
     Protocol(
         "clicks",
-        "a click in the middle of the object, then one in the middle of the largest mistake, again and again",
+        "A click in the middle of the object, then one in the middle of the largest mistake, again and again",
         kind="clicks",
         random=False,
         source="number of clicks (NoC) of interactive segmentation",
     ),
     Protocol(
         "box+clicks",
-        "a tight box, then a click in the middle of the largest mistake, again and again",
+        "A tight box, then a click in the middle of the largest mistake, again and again",
         kind="box, then clicks",
         random=False,
         source="number of clicks (NoC) of interactive segmentation",
     ),
     Protocol(
         "scribble-human",
-        "what people drew on the image; the seed numbers the people",
+        "What people drew on the image; the seed numbers the people",
         kind="scribbles",
         random=False,
         source="the dataset",
@@ -122,15 +123,17 @@ def protocol(name: str, severities: Sequence[float | int] = ()) -> Protocol:
     """
     found = next((item for item in all_protocols() if item.name == name), None)
     if found is None:
-        raise SettingError(f"there is no protocol {name!r}; `palpate evaluate --list` shows them all")
+        near = get_close_matches(name, [item.name for item in all_protocols()], n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise SettingError(f"there is no protocol {name!r}; {meant}`palpate evaluate --list` shows them all")
+    if not found.uses_severity or not severities:
+        return found
     least = -1 if min(found.severities) < 0 else 0
     for severity in severities:
         if not least <= severity <= 1:
             raise SettingError(
                 f"severity {severity:g} does not fit {name}; give fractions from {least} to 1, such as 0.1 for 10 %"
             )
-    if not found.uses_severity or not severities:
-        return found
     # Rounded as in the table, and each once: 0.1 and 0.10 are one condition.
     chosen = tuple(dict.fromkeys(round(float(severity), 6) for severity in severities))
     return replace(found, severities=chosen)

@@ -122,6 +122,11 @@ def evaluate(
         )
     measured = {case: found for case in cases if (found := _finished(parts, case, fingerprints[case])) is not None}
     rows = [row for case in cases for row in measured[case].rows]
+    if not rows:
+        raise DatasetError(
+            f"none of the {len(cases)} cases holds an object that could be prompted, so nothing was measured; "
+            "`palpate data check` says which labels are empty"
+        )
     record = {
         "command": command,
         **_record(session, plan, cases, rows),
@@ -211,10 +216,9 @@ def _prepare(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> Path
         raise OutputError(f"{folder} is not empty and holds no run; choose an empty or a new folder")
     if before is not None and not (unfinished and before == settings):
         if not overwrite:
-            changed = sorted(key for key in {*settings, *before} if settings.get(key) != before.get(key))
             raise OutputError(
-                f"{folder} holds a run with another {', '.join(changed) or 'content of the data'}; choose another "
-                "folder, or pass --overwrite to replace it"
+                f"{folder} holds a run with {_differences(before, settings)}; choose another folder, or pass "
+                "--overwrite to replace it"
             )
         _clear(parts)
     try:
@@ -224,6 +228,20 @@ def _prepare(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> Path
     if not (parts / "settings.json").is_file():
         _write(parts / "settings.json", json.dumps({"settings": settings}, indent=2) + "\n")
     return parts
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In words, what another run was asked otherwise."""
+    found: list[str] = []
+    for key in sorted({*before, *now}):
+        was, wanted = before.get(key), now.get(key)
+        if was == wanted:
+            continue
+        if key == "plan" and isinstance(was, dict) and isinstance(wanted, dict):
+            found += [f"other {name}" for name in sorted({*was, *wanted}) if was.get(name) != wanted.get(name)]
+        else:
+            found.append("other cases, or other subjects for them" if key == "cases" else f"another {key}")
+    return ", ".join(found) or "other data: images, labels or their description changed since"
 
 
 def _clear(parts: Path) -> None:
@@ -340,8 +358,9 @@ def _in_processes(
             yield ((futures[future], future.result()) for future in as_completed(futures))
         except BrokenProcessPool:
             raise PalpateError(
-                f"one of {workers} processes was killed, perhaps because memory ran out; what was measured is kept, so "
-                "run the command again, with fewer --workers"
+                f"one of {workers} processes ended. In a script of your own, the call must stand under "
+                "`if __name__ == '__main__':`, because every process reads the script; else memory may have run out, "
+                "and fewer workers (--workers) need less. What was measured is kept: run it again"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -456,7 +475,7 @@ def _session_of_thread(model: ModelChoice, _thread: int) -> Session:
 
 def _record(session: Session, plan: Plan, cases: Sequence[Case], rows: Sequence[Row]) -> dict[str, Any]:
     runtime = session.runtime
-    notes = _left_out(plan, rows)
+    notes = [*_about_cases(cases, rows), *_left_out(plan, rows)]
     if plan.in_pixels:
         notes.append(f"distances in pixels, not mm, for {', '.join(plan.in_pixels)}")
     return {
@@ -472,6 +491,23 @@ def _record(session: Session, plan: Plan, cases: Sequence[Case], rows: Sequence[
         "protocols": [asdict(one) for one in plan.protocols],
         "notes": notes,
     }
+
+
+def _about_cases(cases: Sequence[Case], rows: Sequence[Row]) -> list[str]:
+    """What a reader should know of the cases before believing the intervals."""
+    notes: list[str] = []
+    measured = {(row.dataset, row.case) for row in rows}
+    if empty := [case.name for case in cases if (case.dataset, case.name) not in measured]:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        notes.append(
+            f"{len(empty)} of {len(cases)} cases hold no object and count nowhere: {', '.join(empty[:3])}{more}"
+        )
+    if len(cases) > 1 and len({case.subject for case in cases}) == len(cases):
+        notes.append(
+            "every case is taken for a subject of its own; if some are of one person, intervals are too short and "
+            "tests too sure: say whose they are in a manifest"
+        )
+    return notes
 
 
 def _prompted(rows: Iterable[Row]) -> set[tuple[str, str, str]]:

@@ -41,7 +41,7 @@ class Row:
       slice); NaN for no prediction.
     - `area` is the size of the target: its tight box as a share of the image (in a volume, of its largest slice); NaN
       for a slice without the object, where something was found.
-    - `predicted_iou` is the model's own estimate.
+    - `predicted_iou` is the model's own estimate, for the whole object also where its slices are scored.
     - `milliseconds` is the time from prompt to mask with the image already encoded.
     """
 
