@@ -65,6 +65,11 @@ def test_runs_over_different_cases_need_to_be_told(rng: np.random.Generator) -> 
     assert "Left out: 5 rows that only A has" in " ".join(found.notes)
 
 
+def test_runs_without_a_row_in_common_name_their_datasets(rng: np.random.Generator) -> None:
+    with pytest.raises(DatasetError, match=r"no row in common: the first measured the dataset liver, .* polyps"):
+        compare(run_of((row(),)), run_of((row(dataset="polyps"),)), rng, common_only=True)
+
+
 def test_other_data_are_said_and_other_first_seeds_are_none(rng: np.random.Generator) -> None:
     rows = before(rng)
     found = compare(run_of(rows, data_sha256="a", seed=1), run_of(rows, data_sha256="b", seed=2), rng)
@@ -199,6 +204,15 @@ class TestTheVerb:
         assert status == 2
         assert "holds no finished run" in err
         assert json.loads(out)["error"]["type"] == "FormatError"
+
+    def test_the_same_folder_twice_is_said(self, folders: tuple[Path, Path]) -> None:
+        assert "the same folder" in answer(folders[0], folders[0] / ".." / "a")[1]
+        assert "the same folder" not in answer(*folders)[1]
+
+    def test_a_folder_that_does_not_exist_is_said(self, folders: tuple[Path, Path], tmp_path: Path) -> None:
+        status, _, err = answer(folders[0], tmp_path / "absent")
+        assert status == 2
+        assert "there is no folder" in err
 
     def test_a_wrong_way_to_group_is_refused(self, folders: tuple[Path, Path]) -> None:
         assert answer(*folders, "--by", "moon")[0] == 2

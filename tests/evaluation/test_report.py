@@ -155,7 +155,7 @@ class TestThePage:
     def test_says_which_data_it_was(self) -> None:
         words = page(row(), data="/data/livers", units={"liver": "mm"}).words
         assert "/data/livers" in words
-        assert "liver mm" in words
+        assert "Distances inmillimetres" in words.replace("\n", "")
 
     def test_slices_are_counted_with_their_object(self) -> None:
         rows = [
@@ -180,6 +180,77 @@ class TestThePage:
         assert "Fewer than 8 subjects" in page(*(row(subject=f"s{i}") for i in range(7))).words
         assert "Fewer than 8 subjects" not in page(*(row(subject=f"s{i}") for i in range(8))).words
 
+    def test_too_few_subjects_are_not_tested(self) -> None:
+        words = self.words_of_a_change([0.3, 0.1, 0.1, 0.01])
+        assert "too few subjects to test)" in words
+        assert "after Holm" not in words
+
+    def test_an_interval_and_a_test_that_disagree_settle_nothing(self) -> None:
+        # Six of six better: p = 2 / 64 and twice that for two comparisons, while the interval excludes zero.
+        words = self.words_of_a_change([0.05, 0.04, 0.06, 0.05, 0.04, 0.05])
+        assert "p = 0.062 after Holm: interval and test disagree, so nothing is settled" in words
+        # Of ten, p = 2 / 1024: they agree.
+        assert "disagree" not in self.words_of_a_change([0.05] * 9 + [0.04])
+
+    @staticmethod
+    def words_of_a_change(gains: list[float]) -> str:
+        rows = [
+            row(subject=f"s{i}", protocol=protocol, severity=severity, dice=0.5 + (gain if severity else 0.0))
+            for i, gain in enumerate(gains)
+            for protocol, severity in (("standard", 0.0), ("shrink", 0.1), ("expansion", 0.1))
+        ]
+        words = page(*rows).words.replace("\u00a0", " ")
+        return words[words.index("every side of the box 10 %") : words.index("Robustness to the prompt")]
+
+    def test_says_which_cases_are_the_worst(self) -> None:
+        rows = [
+            row(subject=f"s{i}", case=f"c{i}", object="2@7", protocol=protocol, severity=0.05, predicted_iou=0.91)
+            for i in range(9)
+            for protocol in ("shrink", "shift")
+        ]
+        worst = tuple(WorstCase(rows[i], small_picture(), note) for i, note in ((0, "the prompted slice"), (2, "")))
+        recorded = [{"name": "shrink", "random": False, "severities": [0.05]}, {"name": "shift", "random": True}]
+        words = page(*rows, worst=worst, protocols=recorded).words.replace("\u00a0", " ")
+        assert "The 2 worst of 9 cases, one prompt a case, all of shrink 5 %: the run's first protocol" in words
+        assert "liver, c0, label 2, slice 7 (medium); shrink 5 %. Dice" in words
+        assert "predicted 91 %; the prompted slice." in words
+        assert "dashed in black and white" in words
+        drawn_by_dice = page(*rows, worst=(WorstCase(rows[1], small_picture()),), protocols=recorded).words
+        assert "shift 5\u00a0%, seed 0. Dice" in drawn_by_dice
+
+    def test_the_title_names_model_and_datasets(self) -> None:
+        def title(*names: str) -> str:
+            words = page(*(row(dataset=name) for name in names), model="sam").words
+            return words[: words.index("How good are its masks")]
+
+        assert "sam on b" in title("b")
+        assert "sam on a, b and c" in title("a", "b", "c")
+        assert "sam on 4 datasets" in title("a", "b", "c", "d")
+
+    def test_one_subject_is_not_drowned_in_warnings(self) -> None:
+        rows = [row(protocol=protocol, severity=s) for protocol, s in (("standard", 0.0), ("points-3", 0.0))]
+        words = page(*rows).words
+        assert words.lower().count("too few subjects for intervals") == 1
+        for absent in ("marked *", "* fewer", "Prompts of one strength", "In the means", "By dataset", "confounded"):
+            assert absent not in words
+        assert "1 objects" not in words
+
+    def test_only_tight_boxes_need_no_chart_of_prompts(self) -> None:
+        assert "one strength" not in page(*(row(subject=f"s{i}") for i in range(9))).words
+        both = [row(subject=f"s{i}", protocol=name) for i in range(9) for name in ("standard", "points-3")]
+        assert "one strength" in page(*both).words
+
+    def test_few_values_are_points_and_many_a_box(self) -> None:
+        seven, eight = ([row(subject=f"s{i}", dice=0.5 + 0.01 * i) for i in range(n)] for n in (7, 8))
+        filled = "#56b4e9"  # only boxes are
+        assert filled not in report_html(run_of(tuple(seven))).split('id="spread"')[1].split("<h2")[0]
+        assert filled in report_html(run_of(tuple(eight))).split('id="spread"')[1].split("<h2")[0]
+
+    def test_the_method_says_the_tolerance(self) -> None:
+        recorded = {"plan": {"tolerance": 2.0}}
+        assert "lies within 2 mm of the other" in page(row(), units={"liver": "mm"}, settings=recorded).words
+        assert "tolerance is not in this run's record" in page(row()).words
+
     def test_ids_are_unique(self, rng: np.random.Generator) -> None:
         found = page(*rows_of(rng, datasets={"liver": 3, "polyps": 2}))
         ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
@@ -199,7 +270,7 @@ class TestThePage:
         assert len(report_html(run_of(rows))) < 400_000
 
 
-SHAPE, SCALE, TOP = (40, 40), 14, 34  # 560 pixels for 40, beneath the title
+SHAPE, SCALE, TOP = (40, 40), 14, 8  # 560 pixels for 40; no title, so only the margin above
 
 
 def drawn(
@@ -210,7 +281,7 @@ def drawn(
 
 
 def extent(drawing: np.ndarray, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
-    ys, xs = np.nonzero((drawing[TOP:-24] == colour).all(axis=2))
+    ys, xs = np.nonzero((drawing[TOP:-34] == colour).all(axis=2))
     return int(xs.min()) - 8, int(ys.min()), int(xs.max()) - 8, int(ys.max())
 
 
@@ -246,18 +317,36 @@ class TestOverlays:
                 ((x + 0.5) * SCALE, (y + 0.5) * SCALE), abs=1
             )
 
-    def test_a_small_target_is_enlarged_with_the_whole_slice_beside_it(self) -> None:
+    def test_a_small_target_is_enlarged_with_the_whole_slice_in_a_corner(self) -> None:
         shape = (400, 400)
         body = disk(shape, centre=(200, 100), radius=4)
         drawing = drawn(Box.around(body), reference=body, prediction=body, shape=shape)
-        assert drawing.shape[1] > 560 + 100
-        left, top, right, bottom = extent(drawing[:, :560], REFERENCE)
-        assert right - left == bottom - top > 150
+        assert max(drawing.shape) < 620
+        # What is bright beside the target is the inset's frame: the pixels are all black.
+        corner = drawing[TOP : TOP + 150, -158:-8]
+        assert corner.any(axis=2).mean() > 0.01
+        target = (drawing[:-34] == REFERENCE).all(axis=2)
+        target[: TOP + 150, -158:] = False
+        ys, xs = np.nonzero(target)
+        assert xs.max() - xs.min() == ys.max() - ys.min() > 150
+
+    def test_an_inset_without_a_free_corner_goes_beneath(self) -> None:
+        shape = (400, 400)
+        body, everything = disk(shape, centre=(200, 200), radius=4), np.ones(shape, dtype=bool)
+        free = drawn(reference=body, prediction=body, shape=shape)
+        full = drawn(reference=body, prediction=everything, shape=shape)
+        assert full.shape[1] == free.shape[1]
+        assert full.shape[0] - free.shape[0] == pytest.approx(150 - 26, abs=20)
+
+    def test_without_a_title_there_is_no_line_for_it(self) -> None:
+        pixels, nothing = np.full(SHAPE, 200, dtype=np.uint8), np.zeros(SHAPE, dtype=bool)
+        shown = np.asarray(draw_overlay(pixels, self.BODY, nothing, (), title=""))
+        assert (shown[TOP, 20] == 200).all()
 
     def test_millimetres_are_shown_and_not_pixels(self) -> None:
         body = rectangle((20, 80), 10, 4, 70, 16)
         picture = draw_overlay(np.zeros((20, 80), dtype=np.uint8), body, body, (), title="", pixel_size=(4.0, 1.0))
-        assert picture.height - 64 == pytest.approx(picture.width - 16, abs=8)
+        assert picture.height - 50 == pytest.approx(picture.width - 16, abs=8)
 
     @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (3, 4), (2500, 1200)])
     def test_any_shape_can_be_drawn(self, shape: tuple[int, int]) -> None:
@@ -273,7 +362,7 @@ class TestOverlays:
         pixels = np.full((*SHAPE, 3), (200, 30, 60), dtype=np.uint8)
         nothing = np.zeros(SHAPE, dtype=bool)
         shown = np.asarray(draw_overlay(pixels, self.BODY, nothing, (), title="a\nb " * 60))
-        assert (shown[TOP + 5, 20] == (200, 30, 60)).all()
+        assert (shown[TOP + 26 + 5, 20] == (200, 30, 60)).all()
 
     def test_the_template_is_in_the_package(self) -> None:
         import palpate.evaluation

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from palpate.cli.terminal import reporting_errors, say_json
-from palpate.errors import SettingError
+from palpate.errors import FormatError, SettingError
 
 if TYPE_CHECKING:
     from palpate.evaluation.compare import Comparison
@@ -45,6 +46,13 @@ def compare(
 
         if output is not None:
             check_writable(output, overwrite=overwrite, kinds=_KINDS)
+        for folder in (run_a, run_b):
+            if not folder.is_dir():
+                raise FormatError(
+                    f"there is no folder {folder}; pass the folders that two `palpate evaluate` wrote with --output"
+                    if not folder.exists()
+                    else f"{folder} is a file; pass the folder of a finished run"
+                )
         found = comparing.compare(
             read_run(run_a),
             read_run(run_b),
@@ -53,6 +61,9 @@ def compare(
             by="dataset" if by == "dataset" else "all",
             common_only=common,
         )
+        if run_a.resolve() == run_b.resolve():
+            note = f"Both runs are the same folder, {run_a}: every difference is zero and says nothing."
+            found = replace(found, notes=(note, *found.notes))
         if output is not None:
             text = {".csv": found.csv, ".md": found.markdown}.get(output.suffix.lower())
             with replacing(output, overwrite=overwrite) as temporary:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from palpate.errors import DatasetError
 from palpate.evaluation.statistics import (
     LOWER_IS_BETTER,
     UNBOUNDED,
@@ -150,6 +151,11 @@ def compare(
         DatasetError: the runs did not measure the same rows; with `common_only`, only if they share none.
         SettingError: no such measure.
     """
+    if not {row.key for row in run_a.rows} & {row.key for row in run_b.rows}:
+        raise DatasetError(
+            f"the runs have no row in common: the first measured {_datasets(run_a)}, the second {_datasets(run_b)}; "
+            "compare runs over the same datasets, cases, protocols and seeds"
+        )
     a, b = matched(run_a.rows, run_b.rows, common_only=common_only)
     value_of(a[0], measure)
     resampler = Resampler(rng)
@@ -187,6 +193,12 @@ def signed(interval: Interval, *, scale: float = 1.0) -> str:
     """A difference with its interval; a gain carries a plus."""
     text = number(interval, scale=scale)
     return f"+{text}" if interval.estimate > 0 and not text.startswith("0.0") else text
+
+
+def _datasets(run: Run) -> str:
+    names = sorted({row.dataset for row in run.rows})
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"the dataset{'s' if len(names) > 1 else ''} {shown}" if names else "nothing"
 
 
 def _notes(

@@ -16,7 +16,7 @@ from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble
 REFERENCE, PREDICTION = (86, 180, 233), (230, 159, 0)
 _PROMPT, _POSITIVE, _NEGATIVE = (255, 255, 255), (90, 230, 120), (255, 95, 95)
 _BACKGROUND, _TEXT, _DIM = (17, 19, 22), (228, 230, 235), (150, 156, 166)
-_SIDE, _INSET, _GAP, _LINE = 560, 180, 8, 20
+_SIDE, _INSET, _GAP, _LINE, _FONT = 560, 150, 8, 26, 17
 _CONTEXT, _LEAST_CONTEXT = 0.75, 8
 _INSET_BELOW = 0.5  # of the picture's area
 
@@ -30,21 +30,65 @@ def draw_overlay(
     title: str,
     pixel_size: tuple[float, float] = (1.0, 1.0),
 ) -> Picture.Image:
-    """The target with its surroundings, and the whole slice beside it where the target is small.
+    """The target with its surroundings, and the whole slice in a free corner of it where the target is small.
 
     The reference's line runs along the inside of its edge and the prediction's along the outside of its own, so both
     can be seen where they agree. Pixels are enlarged by whole numbers, so that lines lie on the edges of pixels.
-    `pixel_size` is (row, column) in any unit: only the ratio counts.
+    `pixel_size` is (row, column) in any unit: only the ratio counts. Without a title, there is no line for it.
     """
     window = _window(reference, prediction, prompts)
     rows, columns = reference.shape
     tall, wide = window[1] - window[0], window[3] - window[2]
-    panels = [_panel(pixels, reference, prediction, prompts, window, pixel_size, side=_SIDE, width=2)]
-    if tall * wide < _INSET_BELOW * rows * columns:
-        whole = (0, rows, 0, columns)
-        inset = _panel(pixels, reference, prediction, (), whole, pixel_size, side=_INSET, width=1)
-        panels.append(_framed(inset, window, (rows, columns)))
-    return _sheet(panels, title, prompts)
+    panel = _panel(pixels, reference, prediction, prompts, window, pixel_size, side=_SIDE, width=2)
+    if tall * wide >= _INSET_BELOW * rows * columns:
+        return _sheet(panel, None, title, prompts)
+    whole = (0, rows, 0, columns)
+    inset = _panel(pixels, reference, prediction, (), whole, pixel_size, side=_INSET, width=1)
+    inset = _framed(inset, window, (rows, columns))
+    occupied = (reference | prediction | _covered(prompts, reference.shape))[
+        window[0] : window[1], window[2] : window[3]
+    ]
+    corner = _free_corner(occupied, panel.size, inset.size)
+    if corner is None:
+        return _sheet(panel, inset, title, prompts)
+    panel.paste(inset, corner)
+    return _sheet(panel, None, title, prompts)
+
+
+def _covered(prompts: Sequence[Prompt], shape: tuple[int, int]) -> Bool[np.ndarray, "row column"]:
+    """Where prompts are drawn; of a box the whole inside."""
+    covered = np.zeros(shape, dtype=bool)
+    for prompt in prompts:
+        if isinstance(prompt, Box):
+            top, left = max(0, int(prompt.y_min)), max(0, int(prompt.x_min))
+            covered[top : int(prompt.y_max) + 1, left : int(prompt.x_max) + 1] = True
+        elif isinstance(prompt, Points):
+            for x, y in prompt.coordinates:
+                covered[int(np.clip(y, 0, shape[0] - 1)), int(np.clip(x, 0, shape[1] - 1))] = True
+        else:
+            for stroke, _ in _strokes(prompt):
+                covered |= stroke
+    return covered
+
+
+def _free_corner(
+    occupied: Bool[np.ndarray, "row column"], panel: tuple[int, int], inset: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Where in the panel the inset hides nothing that was marked, in picture elements; None if nowhere."""
+    rows, columns = occupied.shape
+    if inset[0] * 2 > panel[0] or inset[1] * 2 > panel[1]:
+        return None
+    # A little more than the inset itself, for the width of lines and clicks.
+    high = min(rows, -(-(inset[1] + _GAP) * rows // panel[1]))
+    broad = min(columns, -(-(inset[0] + _GAP) * columns // panel[0]))
+    right, bottom = panel[0] - inset[0], panel[1] - inset[1]
+    corners = (
+        ((right, 0), occupied[:high, columns - broad :]),
+        ((0, 0), occupied[:high, :broad]),
+        ((right, bottom), occupied[rows - high :, columns - broad :]),
+        ((0, bottom), occupied[rows - high :, :broad]),
+    )
+    return next((corner for corner, part in corners if not part.any()), None)
 
 
 def _window(
@@ -157,15 +201,16 @@ def _strokes(prompt: Scribble | MaskPrompt) -> list[tuple[np.ndarray, tuple[int,
 
 
 def _dashed(pen: ImageDraw.ImageDraw, corners: tuple[float, float, float, float]) -> None:
+    """White dashes on a black line, which show on dark and on bright pixels."""
     left, top, right, bottom = (round(value) for value in corners)
     right, bottom = max(right - 1, left), max(bottom - 1, top)
-    for colour, offset in (((0, 0, 0), 1), (_PROMPT, 0)):
-        for start in range(left, right + 1, 10):
-            for y in (top, bottom):
-                pen.line((start, y + offset, min(start + 5, right), y + offset), fill=colour)
-        for start in range(top, bottom + 1, 10):
-            for x in (left, right):
-                pen.line((x + offset, start, x + offset, min(start + 5, bottom)), fill=colour)
+    pen.rectangle((left, top, right, bottom), outline=(0, 0, 0))
+    for start in range(left, right + 1, 10):
+        for y in (top, bottom):
+            pen.line((start, y, min(start + 5, right), y), fill=_PROMPT)
+    for start in range(top, bottom + 1, 10):
+        for x in (left, right):
+            pen.line((x, start, x, min(start + 5, bottom)), fill=_PROMPT)
 
 
 def _mark(pen: ImageDraw.ImageDraw, x: float, y: float, *, positive: bool) -> None:
@@ -182,34 +227,62 @@ def _framed(inset: Picture.Image, window: tuple[int, int, int, int], shape: tupl
     """The whole slice with a frame around what is shown large."""
     top, bottom, left, right = window
     x, y = inset.width / shape[1], inset.height / shape[0]
-    ImageDraw.Draw(inset).rectangle((left * x, top * y, right * x - 1, bottom * y - 1), outline=_TEXT)
+    pen = ImageDraw.Draw(inset)
+    pen.rectangle(
+        (left * x, top * y, max(right * x - 1, left * x), max(bottom * y - 1, top * y)),
+        outline=_TEXT,
+    )
+    pen.rectangle((0, 0, inset.width - 1, inset.height - 1), outline=_DIM)
     return inset
 
 
-def _sheet(panels: Sequence[Picture.Image], title: str, prompts: Sequence[Prompt]) -> Picture.Image:
-    font = ImageFont.load_default(13)
-    kinds = [("reference", REFERENCE), ("prediction", PREDICTION)]
-    if any(isinstance(prompt, Box | MaskPrompt) for prompt in prompts):
-        kinds.append(("box" if any(isinstance(prompt, Box) for prompt in prompts) else "first guess", _PROMPT))
-    if any(isinstance(prompt, Points | Scribble) for prompt in prompts):
-        kinds += [("on it", _POSITIVE)]
-        if any(_has_negative(prompt) for prompt in prompts):
-            kinds += [("beside it", _NEGATIVE)]
-    width = max(360, sum(panel.width + _GAP for panel in panels) + _GAP)
-    height = max(panel.height for panel in panels)
-    sheet = Picture.new("RGB", (width, height + 2 * _LINE + 3 * _GAP), _BACKGROUND)
+def _sheet(panel: Picture.Image, inset: Picture.Image | None, title: str, prompts: Sequence[Prompt]) -> Picture.Image:
+    """The panel with its title above (if there is one), and beneath it the legend and the inset (if there is one)."""
+    font = ImageFont.load_default(_FONT)
+    title = " ".join(title.split())
+    kinds = _legend(prompts)
+    top = _GAP + (_LINE if title else 0)
+    lengths = [20 + round(font.getlength(text)) + 14 for text, _ in kinds]
+    indent = inset.width + 2 * _GAP if inset else 0
+    width = max(panel.width, indent + max(lengths)) + 2 * _GAP
+    # The legend goes on in another line where the panel is narrow.
+    places, x, line = [], 0, 0
+    for length in lengths:
+        if x and indent + x + length > width - _GAP:
+            x, line = 0, line + 1
+        places.append((x, line))
+        x += length
+    foot = max(inset.height if inset else 0, (line + 1) * _LINE)
+    sheet = Picture.new("RGB", (width, top + panel.height + foot + 2 * _GAP), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_GAP, _GAP), _fitted(" ".join(title.split()), font, width - 2 * _GAP), fill=_TEXT, font=font)
-    x = _GAP
-    for panel in panels:
-        sheet.paste(panel, (x, _LINE + 2 * _GAP - 2))
-        x += panel.width + _GAP
-    x, y = _GAP, sheet.height - _LINE - 2
-    for text, colour in kinds:
-        pen.rectangle((x, y + 4, x + 10, y + 12), fill=colour)
-        pen.text((x + 15, y), text, fill=_DIM, font=font)
-        x += 15 + round(font.getlength(text)) + 14
+    if title:
+        pen.text((_GAP, _GAP - 2), _fitted(title, font, width - 2 * _GAP), fill=_TEXT, font=font)
+    sheet.paste(panel, (_GAP, top))
+    under = top + panel.height + _GAP
+    if inset:
+        sheet.paste(inset, (_GAP, under))
+    for (text, colour), (right, down) in zip(kinds, places, strict=True):
+        x, y = _GAP + indent + right, under + down * _LINE
+        pen.rectangle((x, y + 5, x + 13, y + 16), fill=colour or _PROMPT)
+        if colour is None:
+            for start in (x + 3, x + 9):
+                pen.rectangle((start, y + 5, start + 2, y + 16), fill=(0, 0, 0))
+        pen.text((x + 20, y), text, fill=_DIM, font=font)
     return sheet
+
+
+def _legend(prompts: Sequence[Prompt]) -> list[tuple[str, tuple[int, int, int] | None]]:
+    """What is drawn and in which colour; None is black and white."""
+    kinds: list[tuple[str, tuple[int, int, int] | None]] = [("reference", REFERENCE), ("prediction", PREDICTION)]
+    if any(isinstance(prompt, Box) for prompt in prompts):
+        kinds.append(("box (dashed)", None))
+    if any(isinstance(prompt, MaskPrompt) for prompt in prompts):
+        kinds.append(("first guess", _PROMPT))
+    if any(isinstance(prompt, Points | Scribble) for prompt in prompts):
+        kinds.append(("on it", _POSITIVE))
+        if any(_has_negative(prompt) for prompt in prompts):
+            kinds.append(("beside it", _NEGATIVE))
+    return kinds
 
 
 def _has_negative(prompt: Prompt) -> bool:

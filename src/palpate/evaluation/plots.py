@@ -101,8 +101,11 @@ def curves(panels: Sequence[Panel], *, name: str, y_label: str, zero: bool = Fal
                 axis.set_ylabel(y_label)
         low, high = _limits([bound for panel in panels for series in panel.series for bound in _bounds(panel, series)])
         axes[0][0].set_ylim(low, high)
-        if max(len(panel.series) for panel in panels) > 1:
-            axes[0][0].legend(loc="lower center" if zero else "best")
+        # A panel may lack a line that another has: the legend names what is drawn in one that has them all.
+        drawn = [[series for series in panel.series if _known_points(series)] for panel in panels]
+        fullest = max(range(len(panels)), key=lambda place: (len(drawn[place]), -place))
+        if len(drawn[fullest]) > 1:
+            axes.flat[fullest].legend(loc="lower center" if zero else "best")
         return _svg(figure)
 
 
@@ -123,24 +126,37 @@ def dots(rows: Sequence[tuple[str, Interval, Sequence[float]]], *, name: str, x_
         return _svg(figure)
 
 
-def boxes(groups: Sequence[tuple[str, Sequence[float]]], *, name: str, x_label: str) -> str:
-    """Lying box plots: the box is the middle half, the line the median, whiskers reach 1.5 boxes, dots are beyond."""
+def boxes(groups: Sequence[tuple[str, Sequence[float]]], *, name: str, x_label: str, least: int = 0) -> str:
+    """Lying box plots: the box is the middle half, the line the median, whiskers reach 1.5 boxes, dots are beyond.
+
+    Groups of fewer than `least` values are drawn as a point a value, with the line at their median.
+    """
     with _style(name):
         figure = Figure(figsize=(0.85 * _WIDTH, 0.27 * len(groups) + 0.75), layout="constrained")
         axis = figure.subplots()
-        axis.boxplot(
-            [list(values) for _, values in groups],
-            orientation="horizontal",
-            widths=0.6,
-            patch_artist=True,
-            boxprops={"facecolor": SKY + "66", "edgecolor": BLUE, "linewidth": 0.9},
-            medianprops={"color": RED, "linewidth": 1.8},
-            whiskerprops={"color": BLUE, "linewidth": 0.9},
-            capprops={"color": BLUE, "linewidth": 0.9},
-            flierprops={"marker": "o", "markersize": 2.5, "markeredgecolor": BLUE, "markerfacecolor": "none"},
-        )
+        few = [place for place, (_, values) in enumerate(groups, start=1) if len(values) < least]
+        many = [place for place in range(1, len(groups) + 1) if place not in few]
+        for place in few:
+            values = groups[place - 1][1]
+            axis.plot(values, [place] * len(values), "o", color=BLUE, markerfacecolor="none", markersize=4)
+            if len(values) > 1:
+                middle = float(np.median(values))
+                axis.plot([middle, middle], [place - 0.3, place + 0.3], color=RED, linewidth=1.8)
+        if many:
+            axis.boxplot(
+                [list(groups[place - 1][1]) for place in many],
+                positions=many,
+                orientation="horizontal",
+                widths=0.6,
+                patch_artist=True,
+                boxprops={"facecolor": SKY + "66", "edgecolor": BLUE, "linewidth": 0.9},
+                medianprops={"color": RED, "linewidth": 1.8},
+                whiskerprops={"color": BLUE, "linewidth": 0.9},
+                capprops={"color": BLUE, "linewidth": 0.9},
+                flierprops={"marker": "o", "markersize": 2.5, "markeredgecolor": BLUE, "markerfacecolor": "none"},
+            )
         axis.set_yticks(range(1, len(groups) + 1), [_short(label, 40) for label, _ in groups])
-        axis.invert_yaxis()
+        axis.set_ylim(len(groups) + 0.5, 0.5)
         axis.set_xlabel(x_label)
         axis.grid(visible=False, axis="y")
         return _svg(figure)
@@ -155,12 +171,14 @@ def reliability(found: Sequence[tuple[str, Calibration]], *, name: str) -> str:
         for index, (label, calibration) in enumerate(found):
             x = [item.predicted for item in calibration.bins]
             y = [item.real for item in calibration.bins]
+            if not x:
+                continue
             colour = PALETTE[index % len(PALETTE)]
             axis.plot(x, y, color=colour, marker=_MARKERS[index % len(_MARKERS)], markersize=3, label=_short(label))
             axis.scatter(x, y, s=[600 * item.share for item in calibration.bins], color=colour, alpha=0.3, linewidths=0)
         axis.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="predicted IoU (mean of the bin)", ylabel="real IoU")
         axis.set_aspect("equal")
-        axis.legend(loc="upper left")
+        _legend(axis, "upper left")
         return _svg(figure)
 
 
@@ -171,11 +189,15 @@ def kept(found: Sequence[tuple[str, Sequence[Kept]]], *, name: str) -> str:
         axis = figure.subplots()
         for index, (label, curve) in enumerate(found):
             shown = _thinned([(100 * item.share, 100 * item.dice) for item in curve if not math.isnan(item.dice)])
-            x, y = zip(*shown, strict=True) if shown else ((), ())
-            colour = PALETTE[index % len(PALETTE)]
-            axis.plot(x, y, color=colour, linestyle=("-", "--", "-.")[index % 3], label=_short(label))
+            if not shown:
+                continue
+            x, y = zip(*shown, strict=True)
+            # One point makes no line, so it gets a marker.
+            marker = _MARKERS[index % len(_MARKERS)] if len(shown) == 1 else ""
+            style, colour = ("-", "--", "-.")[index % 3], PALETTE[index % len(PALETTE)]
+            axis.plot(x, y, color=colour, linestyle=style, marker=marker, label=_short(label))
         axis.set(xlim=(102, 0), xlabel="kept, % (least certain left out first)", ylabel="mean Dice of what is kept, %")
-        axis.legend(loc="best")
+        _legend(axis, "best")
         return _svg(figure)
 
 
@@ -185,8 +207,19 @@ def _style(name: str) -> AbstractContextManager[None]:
     return mpl.rc_context(settings)
 
 
+def _legend(axis: Any, place: str) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc=place)
+
+
+def _known_points(series: Series) -> list[tuple[float, Interval]]:
+    return [(x, interval) for x, interval in series.points if not math.isnan(interval.estimate)]
+
+
 def _line(axis: Any, series: Series, colour: str, marker: str) -> None:
-    points = sorted((x, interval) for x, interval in series.points if not math.isnan(interval.estimate))
+    points = sorted(_known_points(series), key=lambda point: point[0])
+    if not points:
+        return
     x = np.array([place for place, _ in points])
     known = [(place, i.low, i.high) for place, i in points if i.is_known]
     axis.plot(x, [interval.estimate for _, interval in points], color=colour, marker=marker, label=_short(series.name))

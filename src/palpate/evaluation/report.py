@@ -58,6 +58,9 @@ _SIZES_IN_WORDS = {
     "large": "large",
 }
 _HUMAN = "scribble-human"
+_LEAST_RANKED = 8
+_BROAD = 760  # wider pictures are two panels, which would be unreadable in one column
+_UNITS_IN_WORDS = {"mm": "millimetres", "pixels": "pixels", "mm or pixels": "millimetres or pixels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +131,7 @@ class _Page:
         subjects = {row.subject for row in rows}
         record = self.run.record
         return {
-            "title": str(record.get("model") or "Evaluation"),
+            "title": self._title(),
             "record": record,
             "answer": self._answer(),
             "counts": {
@@ -138,6 +141,7 @@ class _Page:
                 "objects": len({(row.dataset, row.case, object_name(row)) for row in rows}),
                 "prompts": len(rows),
             },
+            "marked": self._marked(),
             "few": len(subjects) < FEW_SUBJECTS,
             "few_limit": FEW_SUBJECTS,
             "per_dataset": self._per_dataset(),
@@ -145,8 +149,11 @@ class _Page:
             "sizes": self._sizes(),
             "tiny": self._tiny(),
             "boxes": self._boxes(),
+            "banded": any(row.as_interval().is_known for row in self.summary if row.measure in ("dice", "nsd")),
+            "elsewhere": self._elsewhere(),
             "table": self._table(),
             "changes": self._changes(),
+            "worst_are": self._worst_are(),
             "worst": [self._worst(place, item) for place, item in enumerate(self.worst, start=1)],
             "calibration": self._calibration(),
             "clicks": self._clicks(),
@@ -154,9 +161,22 @@ class _Page:
             "made": self._made(),
             "notes": [*_listed(record.get("notes")), *([mixed] if (mixed := mixed_units(self.run.units)) else [])],
             "protocols": self._protocols(),
+            "tolerance": self._tolerance(),
             "unit": unit_of(self.run.units),
             "fixed": max((row.fixed for row in self.summary if row.dataset == ALL and row.size == ALL), default=0),
         }
+
+    def _title(self) -> str:
+        model = str(self.run.record.get("model") or "Evaluation")
+        if not self.datasets:
+            return model
+        few = len(self.datasets) <= 3
+        return f"{model} on {_and(self.datasets) if few else f'{len(self.datasets)} datasets'}"
+
+    def _marked(self) -> bool:
+        """Whether anything on the page carries a star."""
+        differences = [result.difference for result, _ in self.differences.values()]
+        return any(interval.is_frail for interval in (*(row.as_interval() for row in self.summary), *differences))
 
     def _cell(
         self, condition: Condition, measure: str = "dice", *, dataset: str = ALL, size: str = ALL
@@ -188,22 +208,25 @@ class _Page:
         }
 
     def _answer(self) -> list[str]:
-        """Three sentences at most, made of numbers."""
+        """Three sentences at most, made of numbers; and a fourth, where those have no intervals."""
         if not self.conditions:
             return ["This run has no rows: nothing was measured."]
         first = self.standard or next(iter(self.conditions))
         sentences: list[str] = []
         row = self._cell(first)
+        # Said once at the end instead of behind every number.
+        quiet = row is not None and not row.as_interval().is_known
         if row is not None:
             over = f" over {len(self.datasets)} datasets, each counting once" if len(self.datasets) > 1 else ""
+            errors = self._in_percent(self.found[ALL, ALL, first, "error"], quiet=quiet)
             sentences.append(
-                f"{in_words(first)}, the mean Dice is {self._in_percent(row)}{over} ({row.subjects} "
-                f"subject{'s' if row.subjects != 1 else ''}); {self._in_percent(self.found[ALL, ALL, first, 'error'])} "
-                "of results would have to be redone (Dice below 0.5, a leak above 20 %, or nothing found)."
+                f"{in_words(first)}, the mean Dice is {self._in_percent(row, quiet=quiet)}{over} ({row.subjects} "
+                f"subject{'s' if row.subjects != 1 else ''}); {errors} of results "
+                "would have to be redone (Dice below 0.5, a leak above 20 %, or nothing found)."
             )
         sides = [self._nearest(name, 0.1) for name in _TWO_SIDED]
         parts = [
-            f"{in_words(condition)[0].lower()}{in_words(condition)[1:]} it {self._changed(condition)}"
+            f"{in_words(condition)[0].lower()}{in_words(condition)[1:]} it {self._changed(condition, quiet=quiet)}"
             for condition in sides
             if condition is not None and condition in self.differences
         ]
@@ -213,24 +236,27 @@ class _Page:
         tiny = self._cell(first, "error", size="tiny")
         large = self._cell(first, "error")
         if tiny is not None and large is not None and tiny.objects < large.objects:
+            which = "one tiny object" if tiny.objects == 1 else f"{tiny.objects} tiny objects"
             sentences.append(
-                f"Of the {tiny.objects} tiny object{'s' if tiny.objects != 1 else ''} (box up to 0.5 % of the image), "
-                f"{self._in_percent(tiny)} would have to be redone."
+                f"Of the {which} (box up to 0.5 % of the image), "
+                f"{self._in_percent(tiny, quiet=quiet)} would have to be redone."
             )
+        if quiet:
+            sentences.append("Too few subjects for intervals or tests: another subject may do much better or worse.")
         return [sentence.replace(" %", "\u00a0%") for sentence in sentences]
 
     @staticmethod
-    def _in_percent(row: SummaryRow) -> str:
+    def _in_percent(row: SummaryRow, *, quiet: bool) -> str:
         interval = row.as_interval()
         text = f"{100 * row.estimate:.1f} %"
         if not interval.is_known:
-            return f"{text} (too few subjects for an interval)"
+            return text if quiet else f"{text} (too few subjects for an interval)"
         if interval.low == interval.high:
             return f"{text} (the same in all {interval.subjects} subjects)"
         frail = ", likely too narrow" if interval.is_frail else ""
         return f"{text} (95 % interval {100 * row.low:.1f} to {100 * row.high:.1f}{frail})"
 
-    def _changed(self, condition: Condition) -> str:
+    def _changed(self, condition: Condition, *, quiet: bool) -> str:
         result, p = self.differences[condition]
         change = result.difference
         direction = "falls" if change.estimate < 0 else "rises"
@@ -242,8 +268,13 @@ class _Page:
                 else (-100 * change.high, -100 * change.low)
             )
             text += f" (95 % interval {ends[0]:.1f} to {ends[1]:.1f}"
-            text += f", p {p_text(p) if p < 0.001 else '= ' + p_text(p)} after Holm)"
-        return text
+            if not result.can_be_significant:
+                return f"{text}, too few subjects to test)"
+            text += f", p {p_text(p) if p < 0.001 else '= ' + p_text(p)} after Holm"
+            if (change.low > 0 or change.high < 0) != (p < 0.05):
+                text += ": interval and test disagree, so nothing is settled"
+            return text + ")"
+        return text if quiet else f"{text} (too few subjects for an interval or a test)"
 
     def _nearest(self, protocol: str, severity: float) -> Condition | None:
         found = [condition for condition in self.conditions if condition[0] == protocol]
@@ -285,7 +316,7 @@ class _Page:
             if len(panels) > 1:
                 content["datasets"] = plots.curves(panels, name="datasets", y_label="Dice, %", zero=True)
             panels = [
-                self._panel(f"{size} ({self._objects_of(size)} objects)", self._two_sided(size=size))
+                self._panel(f"{size} ({_counted(self._objects_of(size), 'object')})", self._two_sided(size=size))
                 for size in SIZES
                 if self._objects_of(size)
             ]
@@ -315,7 +346,8 @@ class _Page:
             for condition in single
             if (row := self._cell(condition))
         ]
-        if entries:
+        alone = {condition for condition in single if self._cell(condition)} == {self.standard}
+        if entries and not alone and len({row.subject for row in self.run.rows}) > 1:
             content["single"] = plots.dots(entries, name="single", x_label="mean Dice, %")
         return content
 
@@ -334,6 +366,24 @@ class _Page:
         chosen = [condition for condition in near if condition is not None]
         chosen += [condition for condition in self.conditions if condition[0] not in self.several]
         return list(dict.fromkeys(chosen))[:6] or list(self.conditions)[:6]
+
+    def _elsewhere(self) -> str:
+        """What the tables of the main conditions leave out, in words."""
+        main = self._main_conditions()
+        sentences: list[str] = []
+        partly = [
+            condition
+            for condition in main
+            if condition[0] in _TWO_SIDED and sum(name == condition[0] for name, _ in self.conditions) > 1
+        ]
+        if partly:
+            shown = _and([self._label(condition) for condition in partly])
+            sentences.append(f"Of several severities only one is shown here: {shown}.")
+        names = {name for name, _ in main}
+        absent = list(dict.fromkeys(name for name, _ in self.conditions if name not in names))
+        if absent:
+            sentences.append(f"Not shown here: {_and(absent)}.")
+        return " ".join([*sentences, "All of them are in summary.csv."]) if sentences else ""
 
     def _per_dataset(self) -> dict[str, Any]:
         conditions = self._main_conditions()
@@ -390,7 +440,11 @@ class _Page:
             if pooled:
                 groups.append((f"{self._label(condition)}  (n = {len(pooled)})", pooled))
         return (
-            plots.boxes(groups, name="boxes", x_label="Dice, %, a value for each subject and dataset") if groups else ""
+            plots.boxes(
+                groups, name="boxes", x_label="Dice, %, a value for each subject and dataset", least=FEW_SUBJECTS
+            )
+            if any(len(values) > 1 for _, values in groups)
+            else ""
         )
 
     def _table(self) -> list[dict[str, Any]]:
@@ -416,11 +470,39 @@ class _Page:
                 "subjects": result.difference.subjects,
                 "objects": result.objects,
                 "worse": f"{result.worse}/{result.better}/{result.equal}",
-                "p": p_text(result.p),
-                "adjusted": p_text(p) if result.can_be_significant else f"{p_text(p)} †",
+                "p": p_text(result.p) if result.can_be_significant else "–",
+                "adjusted": p_text(p) if result.can_be_significant else "too few †",
+                "few": not result.can_be_significant,
             }
             for condition, (result, p) in self.differences.items()
         ]
+
+    def _worst_are(self) -> str:
+        """Which rows the worst are of, if they are all of one condition."""
+        conditions = {(item.row.protocol, item.row.severity) for item in self.worst}
+        if len(conditions) != 1:
+            return ""
+        (condition,) = conditions
+        cases = len({(row.dataset, row.subject, row.case) for row in self.run.rows})
+        which = (
+            f"The {len(self.worst)} worst of {_counted(cases, 'case')}, one prompt a case"
+            if len(self.worst) > 1
+            else f"The worst of {_counted(cases, 'case')}"
+        )
+        mildest = " at its mildest" if condition[1] else ""
+        return f"{which}, all of {label_of(condition)}: the run's first protocol{mildest}.".replace(" %", "\u00a0%")
+
+    def _random(self, protocol: str) -> bool:
+        """Whether the protocol draws dice; one that nobody recorded may."""
+        recorded = self.run.record.get("protocols")
+        recorded = recorded if isinstance(recorded, list | tuple) else ()
+        known = [item for item in recorded if isinstance(item, Mapping) and item.get("name") == protocol]
+        return bool(known[0].get("random")) if known else protocol != "standard"
+
+    def _seed(self, row: Row) -> str:
+        if row.protocol == _HUMAN:
+            return f", person {row.seed}"
+        return f", seed {row.seed}" if self._random(row.protocol) else ""
 
     def _worst(self, place: int, item: WorstCase) -> dict[str, Any]:
         row, file = item.row, io.BytesIO()
@@ -429,11 +511,14 @@ class _Page:
             "place": place,
             "row": row,
             "prompt": self._label((row.protocol, row.severity)),
+            "object": _object_in_words(row.object),
+            "seed": self._seed(row),
+            "broad": item.picture.width > _BROAD,
             "dice": f"{100 * row.dice:.1f}",
-            "predicted": "–" if math.isnan(row.predicted_iou) else f"{100 * row.predicted_iou:.0f}",
+            "predicted": "" if math.isnan(row.predicted_iou) else f"{100 * row.predicted_iou:.0f}",
             "iou": "–" if math.isnan(row.iou) else f"{100 * row.iou:.0f}",
             "size": size_class(row.area),
-            "note": item.note,
+            "note": _continued(item.note),
             "picture": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii"),
             "width": item.picture.width,
             "height": item.picture.height,
@@ -461,7 +546,10 @@ class _Page:
                     "prompts": result.prompts,
                     "error": f"{100 * result.error:.1f}",
                     "difference": signed(result.difference, scale=100.0),
-                    "spearman": "–" if math.isnan(result.spearman) else f"{result.spearman:.2f}",
+                    # Of seven prompts or fewer, ranks agree by chance too often to say anything.
+                    "spearman": "–"
+                    if math.isnan(result.spearman) or result.prompts < _LEAST_RANKED
+                    else f"{result.spearman:.2f}",
                 }
                 for label, result in found
             ],
@@ -509,17 +597,27 @@ class _Page:
         shown: list[dict[str, str]] = []
         for item in known:
             name = str(item.get("name", ""))
-            severities = [condition for condition in self.conditions if condition[0] == name and name in self.several]
+            severities = [condition for condition in self.conditions if condition[0] == name and condition[1] > 0]
             shown.append(
                 {
                     "name": name,
                     "says": str(item.get("says") or ""),
-                    "severities": ", ".join(severity_text(condition) for condition in severities),
+                    "severities": ", ".join(severity_text(condition) for condition in severities) or "–",
                     "source": str(item.get("source") or ""),
                     "random": "yes" if item.get("random") else "no",
                 }
             )
         return shown
+
+    def _tolerance(self) -> str:
+        """That of the NSD, with its unit; empty where nobody recorded it."""
+        settings = self.run.record.get("settings")
+        plan = settings.get("plan") if isinstance(settings, Mapping) else None
+        value = plan.get("tolerance") if isinstance(plan, Mapping) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return ""
+        unit = unit_of(self.run.units)
+        return f"{value:g} {unit.removesuffix('s') if value == 1 else unit}"
 
     def _made(self) -> list[tuple[str, str]]:
         record = self.run.record
@@ -530,14 +628,19 @@ class _Page:
             "runtime": "Runtime",
             "data": "Data",
             "data_sha256": "Data, SHA-256",
-            "units": "Distances in",
             "seed": "Seed",
             "seeds": "Repetitions",
             "machine": "Machine",
             "versions": "Versions",
-            "settings": "Settings",
         }
         known = [(label, record[key]) for key, label in names.items() if record.get(key) not in (None, "", {}, [])]
+        if isinstance(record.get("units"), Mapping) and self.datasets:
+            known.append(("Distances in", _units_in_words(self.run.units)))
+        settings = record.get("settings")
+        if isinstance(settings, Mapping) and isinstance(settings.get("plan"), Mapping):
+            # The rest of the settings is in other lines, and the protocols have a table of their own.
+            plan = {name: value for name, value in settings["plan"].items() if name != "protocols"}
+            known.append(("Settings", plan))
         times = sorted(row.milliseconds for row in self.run.rows if not math.isnan(row.milliseconds))
         shown = [(label, _in_line(value)) for label, value in known]
         if times:
@@ -545,6 +648,38 @@ class _Page:
                 ("Time from prompt to mask", f"{float(np.median(times)):.0f} ms (median, image encoded before)")
             )
         return shown
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
+
+
+def _units_in_words(units: Mapping[str, str]) -> str:
+    by_unit: dict[str, list[str]] = {}
+    for name, unit in units.items():
+        by_unit.setdefault(_UNITS_IN_WORDS[unit], []).append(name)
+    if len(by_unit) == 1:
+        return next(iter(by_unit))
+    return "; ".join(f"{unit} ({', '.join(names)})" for unit, names in by_unit.items())
+
+
+def _object_in_words(name: str) -> str:
+    """`1@17` is label 1 on slice 17; other names stay as they are."""
+    label, at, place = name.rpartition("@")
+    label, place = (label, place) if at and place.isdecimal() else (name, "")
+    label = f"label {label}" if label.isdecimal() else label
+    return f"{label}, slice {place}" if place else label
+
+
+def _continued(note: str) -> str:
+    """A note as the end of a sentence that has no full stop yet: one of its own, or a part."""
+    if not note:
+        return "."
+    return f"{'.' if note[0].isupper() else ';'} {note}{'' if note.endswith('.') else '.'}"
 
 
 def _listed(value: Any) -> list[str]:
