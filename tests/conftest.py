@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
 
 # The networks of the tests are so small that threads would mostly wait for each other, for seconds on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background makes them deaf to Ctrl-C, and with them every command they start;
+# some tests are about Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("palpate", deadline=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("palpate")

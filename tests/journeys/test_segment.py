@@ -191,13 +191,16 @@ def test_an_interrupt_in_the_middle_of_a_volume_leaves_nothing(tmp_path: Path) -
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    deadline = time.monotonic() + 120
-    while "libtorch" not in _loaded_libraries(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(5)  # the model loads in one or two; 400 slices on a CPU take minutes
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while "libtorch" not in _loaded_libraries(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(5)  # the model loads in one or two; 400 slices on a CPU take minutes
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert b"nothing was written" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.nii"]

@@ -102,13 +102,16 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(tmp_path: Path, end
     asked = (str(folder), "--protocol", "standard", "--workers", "2", "--worst", "0", "-o", "run")
     command = [sys.executable, "-m", "palpate", "evaluate", *asked]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while len(list((tmp_path / "run/parts").glob("*.json"))) < 2:  # settings.json, and the first case
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, end)
-    _, said = process.communicate(timeout=120)
+    try:
+        deadline = time.monotonic() + 240
+        while len(list((tmp_path / "run/parts").glob("*.json"))) < 2:  # settings.json, and the first case
+            assert process.poll() is None, "the run ended before it could be stopped"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, end)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     if end == signal.SIGINT:
         assert process.returncode == 130, said
         assert "measured cases are kept" in said
