@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("palpate", deadline=None, max_examples=50, derandomize="CI" in os.environ)
+settings.register_profile("palpate", deadline=None, max_examples=30, derandomize="CI" in os.environ)
 settings.load_profile("palpate")
 
 

@@ -69,8 +69,11 @@ def joined_severities(arguments: list[str]) -> list[str]:
     joined: list[str] = []
     gathering = False
     for argument in arguments:
-        if gathering and re.fullmatch(r"-?[\d.]+(e-?\d+)?%?", argument):
-            joined[-1] += argument if joined[-1].endswith("=") else f",{argument}"
+        is_first = gathering and joined[-1].endswith("=")  # whatever it is, so that a word is told to be no number
+        if (is_first and not argument.startswith("-")) or (
+            gathering and re.fullmatch(r"-?[\d.]+(e-?\d+)?%?", argument)
+        ):
+            joined[-1] += argument if is_first else f",{argument}"
             continue
         gathering = argument.startswith("--severity=")
         if argument == "--severity":
