@@ -29,6 +29,7 @@ class FakeRuntime:
     )
     model: str = "fake"
     weights_hash: str = "0" * 64
+    encoder_hash: str = "e" * 64
     encodes: int = 0
     batches: list[PromptBatch] = field(default_factory=list)
 

@@ -28,7 +28,7 @@ def runtime() -> TorchRuntime:
             image_encoder=TinyViT(widths=(8, 32, 32, 32), depths=(1, 1, 1, 1), windows=(7, 5, 7), channels=32),
             prompt_decoder=SamPromptDecoder(canvas_size=64, grid_stride=4, channels=32, heads=2, mlp_channels=32),
         ).eval()
-    return TorchRuntime(network, "tiny", "0" * 64, ALL_KINDS, torch.device("cpu"))
+    return TorchRuntime(network, "tiny", "0" * 64, "e" * 64, ALL_KINDS, torch.device("cpu"))
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_pip_fetches_and_what_came_is_loaded(
         assert opened.metadata() == {"source_sha256": tiny.weights.sha256, "layout": "lite-medsam"}
         assert set(opened.keys()) == set(released)
 
-    model, weights_hash = weights.load(tiny)
+    model, weights_hash, *_ = weights.load(tiny)
     assert weights_hash == tiny.content_sha256
     assert isinstance(model, LiteMedSAM)
     assert not model.training
@@ -214,7 +214,7 @@ def test_weights_of_your_own_are_not_stored_as_the_published_ones_but_can_be_use
     with pytest.raises(WeightsError, match=r"not its published weights.*--weights"):
         weights.add(tiny, path)
     assert not home.exists()
-    model, weights_hash = weights.load(tiny, weights=path)
+    model, weights_hash, *_ = weights.load(tiny, weights=path)
     assert weights_hash == weights.content_hash(released) != tiny.content_sha256
     assert torch.equal(model.prompt_decoder.mask_decoder.iou_token.weight, released["mask_decoder.iou_token.weight"])
 

@@ -55,9 +55,13 @@ def evaluate(
     in_pixels: Annotated[
         list[str] | None, typer.Option(help="A dataset whose spacing is not to be believed. Repeatable.")
     ] = None,
-    model: Annotated[str, typer.Option(help="A name from `palpate models`.")] = "lite-medsam",
+    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = "lite-medsam",
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="What `palpate finetune` made, to put on the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep embeddings here, for runs that share an encoder.")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes at work, one thread each (default: one a core).")
     ] = None,
@@ -107,7 +111,7 @@ def evaluate(
         )
         found = open_dataset(data, labels=labels, dataset=_separate(dataset) or None, split=split, channel=channel)
         chosen = list(found) if cases is None else some_cases(found, most=cases, seed=seed)
-        choice = ModelChoice(model, weights, device)
+        choice = ModelChoice(model, weights, device, adapter, cache)
         with _progress(enabled=not as_json) as advance:
             run = evaluate(
                 chosen,

@@ -69,8 +69,9 @@ def predict(
     ] = None,
     name: Annotated[str, typer.Option(help="The object's name, written where the format can hold it.")] = "",
     overlap: Annotated[str, typer.Option(help="Who gets a voxel claimed twice: last, first or score.")] = "last",
-    model: Annotated[str, typer.Option(help="A name from `palpate models`.")] = "lite-medsam",
+    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = "lite-medsam",
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="What `palpate finetune` made, to put on the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     modality: Annotated[str | None, typer.Option(help="Say what it is: CT, MR, US, PET, XR, photo.")] = None,
     window: Annotated[
@@ -105,7 +106,7 @@ def predict(
 
         from palpate.inference.session import load
 
-        session = load(model, device=device, weights=weights)
+        session = load(model, device=device, weights=weights, adapter=adapter)
         session.set_image(picture, modality=modality, intensity=window, axis=axis)
         with _progress(enabled=not as_json) as advance:
             result = session.predict_all(

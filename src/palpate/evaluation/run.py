@@ -26,6 +26,7 @@ from palpate.errors import DatasetError, OutputError, PalpateError, SettingError
 from palpate.evaluation.measure import Measured, Plan, measure_case
 from palpate.evaluation.table import Row, Run, object_name, read_run, results_csv, times_csv
 from palpate.images.formats import replacing
+from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.runtimes import Runtime
 from palpate.inference.session import Session, load
 
@@ -34,11 +35,13 @@ PACKAGES = ("palpate", "torch", "transformers", "numpy", "scipy")
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model to load, as in `palpate.load`; every worker loads its own."""
+    """Which model to load, as in `palpate.load`; every worker loads its own. `cache` is a folder of embeddings."""
 
     name: str = "lite-medsam"
     weights: Path | None = None
     device: str = "auto"
+    adapter: Path | None = None
+    cache: Path | None = None
 
     def load(self) -> Session:
         """A session on it.
@@ -46,7 +49,8 @@ class ModelChoice:
         Raises:
             ModelError, SettingError: see `palpate.load`.
         """
-        return load(self.name, weights=self.weights, device=self.device)
+        cache = None if self.cache is None else EmbeddingCache(self.cache)
+        return load(self.name, weights=self.weights, device=self.device, adapter=self.adapter, cache=cache)
 
 
 @dataclass(frozen=True)
@@ -427,13 +431,15 @@ def _on_cluster(
         client = Client(address, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
         raise SettingError(f"no dask scheduler answers at {address!r} ({error}); start one or correct --dask") from None
-    weights = None if model.weights is None else model.weights.resolve()
+    weights, adapter, cache = (
+        None if path is None else path.resolve() for path in (model.weights, model.adapter, model.cache)
+    )
     try:
         futures = client.map(
             _measure_on_cluster,
             [case.resolved() for case in cases],  # workers may have been started elsewhere
             plan=plan,
-            model=replace(model, weights=weights),
+            model=replace(model, weights=weights, adapter=adapter, cache=cache),
             like=(runtime.weights_hash, runtime.describe(), dict(environment())),
             pure=False,
             key=[f"palpate-{_digest([case.dataset, case.name])[:16]}-{os.getpid()}" for case in cases],

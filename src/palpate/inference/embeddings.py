@@ -1,6 +1,6 @@
 """The memory of a session: every image is encoded once.
 
-Embeddings are kept under a key of what determines them: the canvas's content, the model and its weights. They stay
+Embeddings are kept under a key of what determines them: the canvas's content and the encoder's weights. They stay
 in main memory up to a limit and go to a temporary file beyond it, so a long volume costs disk, not RAM, and still
 no slice is encoded twice.
 """
@@ -20,9 +20,9 @@ from jaxtyping import Float32
 from palpate.models.promptable import ImageEmbedding
 
 
-def embedding_key(canvas: Float32[np.ndarray, "3 row column"], *, model: str, weights_hash: str) -> str:
-    """A name for the embedding of this canvas by this model with these weights."""
-    digest = hashlib.sha256(f"{model}\0{weights_hash}\0{canvas.shape}\0".encode())
+def embedding_key(canvas: Float32[np.ndarray, "3 row column"], *, encoder_hash: str) -> str:
+    """A name for the embedding of this canvas by the encoder with these weights (`Runtime.encoder_hash`)."""
+    digest = hashlib.sha256(f"embedding 1\0{encoder_hash}\0{canvas.shape}\0".encode())
     digest.update(np.ascontiguousarray(canvas).data)
     return digest.hexdigest()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -18,7 +17,9 @@ from palpate.images.image import Image
 from palpate.images.intensity import Intensity, intensity_for, parse_intensity, to_uint8
 from palpate.images.modality import with_modality
 from palpate.images.slices import slice_back, slice_first, slice_letters, slice_name, slicing_axis
+from palpate.inference.batching import alike, batch_of
 from palpate.inference.box_search import Answer, best_box
+from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.embeddings import EmbeddingStore, embedding_key
 from palpate.inference.painting import Overlap, paint, score
 from palpate.inference.preview import LegendLine, Tile, draw
@@ -26,7 +27,7 @@ from palpate.inference.propagation import SliceMask, Track, doubtful_slices, pro
 from palpate.inference.runtimes import Runtime
 from palpate.inference.segmentation import Provenance, Segmentation, SegmentedObject
 from palpate.models.frame import CanvasPrompt
-from palpate.models.promptable import ImageEmbedding, PromptBatch, PromptKind
+from palpate.models.promptable import ImageEmbedding, PromptKind
 from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target
 
 Progress = Callable[[int, int], None]
@@ -59,7 +60,8 @@ class _Scene:
 class Session:
     """One model, one image at a time, many prompts; its memory is the image's embeddings.
 
-    `memory_bytes` bounds the embeddings held in main memory; more go to a temporary file.
+    `memory_bytes` bounds the embeddings held in main memory; more go to a temporary file. With a `cache`, embeddings are
+    looked up on disk before they are computed, and kept there for the next session.
 
     >>> import palpate
     >>> session = palpate.load("lite-medsam")                                    # doctest: +SKIP
@@ -67,8 +69,9 @@ class Session:
     >>> session.predict(palpate.Box(92, 110, 301, 330, z=41)).save("liver.nii.gz")   # doctest: +SKIP
     """
 
-    def __init__(self, runtime: Runtime, *, memory_bytes: int = 2**30) -> None:
+    def __init__(self, runtime: Runtime, *, memory_bytes: int = 2**30, cache: EmbeddingCache | None = None) -> None:
         self.runtime = runtime
+        self._cache = cache
         self._embeddings = EmbeddingStore(memory_bytes=memory_bytes)
         self._scene: _Scene | None = None
 
@@ -302,11 +305,15 @@ class Session:
         embedding = None if key is None else self._embeddings.get(key)
         if embedding is None:
             canvas = self.runtime.frame.canvas(scene.slices[z])
-            key = embedding_key(canvas, model=self.runtime.model, weights_hash=self.runtime.weights_hash)
+            key = embedding_key(canvas, encoder_hash=self.runtime.encoder_hash)
             scene.keys[z] = key
             embedding = self._embeddings.get(key)
             if embedding is None:
-                embedding = self.runtime.encode(canvas[None])
+                embedding = None if self._cache is None else self._cache.get(key)
+                if embedding is None:
+                    embedding = self.runtime.encode(canvas[None])
+                    if self._cache is not None:
+                        self._cache.put(key, embedding)
                 self._embeddings.put(key, embedding)
         return embedding
 
@@ -321,8 +328,8 @@ class Session:
         """Logits on the canvas and predicted IoU of each prompt; prompts of the same parts decode as one batch."""
         embedding = self._embedding(z)
         answers: dict[int, Answer] = {}
-        for members in _alike(prompts):
-            prediction = self.runtime.decode(embedding, _batch([prompts[i] for i in members]))
+        for members in alike(prompts):
+            prediction = self.runtime.decode(embedding, batch_of([prompts[i] for i in members]))
             for i, logits, iou in zip(members, prediction.logits, prediction.predicted_iou, strict=True):
                 answers[i] = Answer(logits[0], float(iou[0]))
         return [answers[i] for i in range(len(prompts))]
@@ -342,25 +349,43 @@ class Session:
         )
 
 
-def load(model: str = "lite-medsam", *, device: str = "auto", weights: str | Path | None = None) -> Session:
-    """A session on a model of the catalogue (`palpate models` lists them).
+def load(
+    model: str = "lite-medsam",
+    *,
+    device: str = "auto",
+    weights: str | Path | None = None,
+    adapter: str | Path | None = None,
+    cache: EmbeddingCache | None = None,
+) -> Session:
+    """A session on a model of the catalogue (`palpate models` lists them), or on an adapter file and its base model.
 
-    `device` is auto, cpu, cuda, cuda:N or mps. `weights` takes a checkpoint file of your own instead of the known one.
+    `device` is auto, cpu, cuda, cuda:N or mps. `weights` takes a checkpoint file of your own instead of the known one,
+    and `adapter` what `palpate finetune` made. `cache` keeps embeddings on disk; see
+    `palpate.inference.embedding_cache`.
 
     Raises:
         UnknownModel: no model of that name.
         WeightsError: the weights are missing, changed or of another model; the message says which command gets them.
-        SettingError: a device that does not exist here.
+        SettingError: a device that does not exist here, or two adapters.
     """
     # torch takes seconds to import; `import palpate` must not.
     from palpate.inference.runtimes.torch import TorchRuntime, choose_device
     from palpate.models import catalogue
     from palpate.models import weights as checkpoints
+    from palpate.models.adapters import read_card
 
+    path = None if adapter is None else Path(adapter)
+    if model.endswith(".safetensors"):
+        if path is not None:
+            raise SettingError(f"{model} is an adapter, and so is {path}; give one of them")
+        path = Path(model)
+        model = read_card(path).base
     card = catalogue.card(model)
     chosen = choose_device(device)
-    loaded = checkpoints.load(card, weights=None if weights is None else Path(weights), device=chosen)
-    return Session(TorchRuntime(loaded.model, card.name, loaded.weights_hash, card.prompts, chosen))
+    loaded = checkpoints.load(card, weights=None if weights is None else Path(weights), adapter=path, device=chosen)
+    name = card.name if path is None else f"{card.name} + {read_card(path).name}"
+    runtime = TorchRuntime(loaded.model, name, loaded.weights_hash, loaded.encoder_hash, loaded.prompts, chosen)
+    return Session(runtime, cache=cache)
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -413,29 +438,6 @@ def _tile(z: int, scene: _Scene, labels: np.ndarray, targets: Sequence[Target]) 
 
 def _on_slice(points: Points, z: int | None) -> Points:
     return Points(points.coordinates, points.labels, z=z)
-
-
-def _alike(prompts: Sequence[CanvasPrompt]) -> list[list[int]]:
-    """Indices of prompts that can share a batch: the same parts, and as many points."""
-    groups: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
-    for i, prompt in enumerate(prompts):
-        points = 0 if prompt.points is None else len(prompt.points)
-        groups[prompt.box is not None, points, prompt.mask is not None].append(i)
-    return list(groups.values())
-
-
-def _batch(prompts: Sequence[CanvasPrompt]) -> PromptBatch:
-    def stacked(name: str) -> np.ndarray | None:
-        parts = [getattr(prompt, name) for prompt in prompts]
-        return None if parts[0] is None else np.stack(parts)
-
-    return PromptBatch(
-        image_index=np.zeros(len(prompts), dtype=np.int64),
-        boxes=stacked("box"),
-        points=stacked("points"),
-        point_labels=stacked("point_labels"),
-        masks=stacked("mask"),
-    )
 
 
 def _objects(

@@ -25,7 +25,7 @@ class ModelCard:
 
     `build` gives the network with random weights and imports torch when it is called. `layout` is the kind of file
     that its weights come in, as `weights.recognise` names it; `rename` turns that file's names into the
-    network's. `content_sha256` is the hash of the released tensors themselves (`weights.content_hash`), whatever
+    network's, `restore` goes the way back. `content_sha256` is the hash of the released tensors themselves (`weights.content_hash`), whatever
     file they are in; `weights.sha256` is that of the file as published.
     """
 
@@ -37,6 +37,7 @@ class ModelCard:
     prompts: PromptSupport
     layout: str
     rename: Callable[[dict[str, Any]], dict[str, Any]]
+    restore: Callable[[dict[str, Any]], dict[str, Any]]
     weights: WeightsSource
     content_sha256: str
     licence: str
@@ -56,6 +57,12 @@ def _from_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
     return from_segment_anything(state)
 
 
+def _to_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
+    from palpate.models.sam import to_segment_anything
+
+    return to_segment_anything(state)
+
+
 CARDS = (
     ModelCard(
         name="lite-medsam",
@@ -66,6 +73,7 @@ CARDS = (
         prompts=PromptSupport(trained=("box",), through_boxes=("points", "scribble", "mask")),
         layout="lite-medsam",
         rename=_from_segment_anything,
+        restore=_to_segment_anything,
         weights=WeightsSource(
             sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
             size_bytes=39_370_479,

@@ -117,6 +117,18 @@ class Frame:
         corners = np.array([xs[0] - margin, ys[0] - margin, xs[-1] + margin, ys[-1] + margin], dtype=np.float32)
         return corners.clip(0, self.size)
 
+    def target(self, mask: Bool[np.ndarray, "row column"]) -> Float32[np.ndarray, "mask_size mask_size"]:
+        """A reference mask of image pixels on the decoder's grid: the share of each cell that the object covers.
+
+        What logits are compared with in training. A share and not a yes or no, so that a border between two cells
+        is learned where it is.
+        """
+        rows, columns = self.content_shape((mask.shape[0], mask.shape[1]))
+        rows, columns = (max(1, extent * self.mask_size // self.size) for extent in (rows, columns))
+        grid = np.zeros((self.mask_size, self.mask_size), dtype=np.float32)
+        grid[:rows, :columns] = resize_area(mask.astype(np.uint8)[..., None] * 255, rows, columns)[..., 0] / 255
+        return grid
+
     def image(
         self, logits: Float[np.ndarray, "size size"], shape: tuple[int, int]
     ) -> Float32[np.ndarray, "row column"]:

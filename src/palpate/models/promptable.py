@@ -6,6 +6,7 @@ arrays or torch tensors; a model converts what it is given with `torch.as_tensor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -114,3 +115,11 @@ class PromptSupport:
     through_boxes: tuple[PromptKind, ...] = field(default=())
     """Answered by the box that fits them best, because the network makes nothing of them; see
     `palpate.inference.box_search`."""
+
+    def also_trained_with(self, kinds: Sequence[PromptKind]) -> PromptSupport:
+        """The same after training with further kinds of prompts, which then go to the network as they are."""
+        return PromptSupport(
+            trained=tuple(dict.fromkeys((*self.trained, *kinds))),
+            accepted=tuple(kind for kind in self.accepted if kind not in kinds),
+            through_boxes=tuple(kind for kind in self.through_boxes if kind not in kinds),
+        )

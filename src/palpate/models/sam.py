@@ -58,6 +58,7 @@ class SamPromptDecoder(nn.Module):
     ):
         super().__init__()
         self.canvas_size = canvas_size
+        self.objects_at_once: int | None = None  # training sets it: with gradients, batches pay on a CPU as well
         self.grid_size = canvas_size // grid_stride
         prompt_config = SamPromptEncoderConfig(hidden_size=channels, image_size=canvas_size, patch_size=grid_stride)
         mask_config = SamMaskDecoderConfig(
@@ -117,7 +118,8 @@ class SamPromptDecoder(nn.Module):
         # Each chunk is a forward pass of its own; gradients flow through all of them.
         logits: list[Tensor] = []
         ious: list[Tensor] = []
-        at_once = OBJECTS_AT_ONCE_ON_CPU if features.device.type == "cpu" else OBJECTS_AT_ONCE
+        usual = OBJECTS_AT_ONCE_ON_CPU if features.device.type == "cpu" else OBJECTS_AT_ONCE
+        at_once = self.objects_at_once or usual
         for start in range(0, len(prompts), at_once):
             some = slice(start, start + at_once)
             chunk_logits, chunk_ious = self(

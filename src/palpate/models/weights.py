@@ -25,19 +25,22 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from palpate.errors import WeightsError
+from palpate.models import adapters
 from palpate.models.catalogue import ModelCard, card, home, stored
-from palpate.models.promptable import PromptableModel, WeightsSource
+from palpate.models.promptable import PromptableModel, PromptSupport, WeightsSource
 
 __all__ = [
     "Layout",
     "Loaded",
     "add",
     "content_hash",
+    "encoder_hash",
     "get",
     "home",
     "load",
     "load_into",
     "load_state",
+    "network_hash",
     "recognise",
     "stored",
 ]
@@ -47,21 +50,31 @@ __all__ = [
 
 
 class Loaded(NamedTuple):
-    """A model in eval mode, and the `content_hash` of the weights in it, to be stated with every result."""
+    """A model in eval mode, the `content_hash` of the weights in it, to be stated with every result, and that of its
+    encoder alone, which decides its embeddings; and which prompts it takes."""
 
     model: PromptableModel
     weights_hash: str
+    encoder_hash: str
+    prompts: PromptSupport
 
 
-def load(model: str | ModelCard, *, weights: Path | None = None, device: str | torch.device = "cpu") -> Loaded:
+def load(
+    model: str | ModelCard,
+    *,
+    weights: Path | None = None,
+    adapter: Path | None = None,
+    device: str | torch.device = "cpu",
+) -> Loaded:
     """Build a model and load its released weights, or those in the file `weights` (your own fine-tuned ones, say).
 
     Released weights are checked against the hash on the model's card each time. Your own are not: nobody but
-    you can know them; their hash is in the answer.
+    you can know them; their hash is in the answer. An `adapter` (`palpate finetune` makes them) is put on top; it must
+    have been made from the very weights that it is put on.
 
     Raises:
         UnknownModel: no card has that name.
-        WeightsError: the weights are not there, or are not what they should be.
+        WeightsError: the weights are not there, or are not what they should be, or the adapter does not belong to them.
     """
     chosen = card(model) if isinstance(model, str) else model
     path = stored(chosen.name) if weights is None else weights
@@ -81,8 +94,30 @@ def load(model: str | ModelCard, *, weights: Path | None = None, device: str | t
     network = chosen.build()
     assert isinstance(network, nn.Module)
     load_into(network, chosen.rename(state))
+    prompts = chosen.prompts
+    if adapter is not None:
+        made = adapters.read(adapter)
+        _check_base(made.card, chosen, found, adapter)
+        adapters.applied(network, made)
+        found = network_hash(network, chosen)
+        prompts = prompts.also_trained_with(made.card.prompts)
     network.to(device).eval()
-    return Loaded(network, found)
+    return Loaded(network, found, encoder_hash(network), prompts)
+
+
+def network_hash(network: nn.Module, wanted: ModelCard) -> str:
+    """The `content_hash` of a network's weights under the names of the original release, as if read from a file."""
+    return content_hash(wanted.restore(dict(network.state_dict())))
+
+
+def _check_base(made: adapters.AdapterCard, wanted: ModelCard, found: str, path: Path) -> None:
+    if made.base != wanted.name:
+        raise WeightsError(f"{path} is an adapter of {made.base}, not of {wanted.name}; give --model {made.base}")
+    if made.base_sha256 != found:
+        raise WeightsError(
+            f"{path} was made from other weights of {wanted.name} ({made.base_sha256[:12]}…) than these "
+            f"({found[:12]}…); give the checkpoint it was trained from with --weights"
+        )
 
 
 # --- Fetching and keeping -------------------------------------------------------------------------------------------
@@ -350,6 +385,11 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def encoder_hash(network: nn.Module) -> str:
+    """`content_hash` of all but the prompt decoder."""
+    return content_hash({n: t for n, t in network.state_dict().items() if not n.startswith("prompt_decoder.")})
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------

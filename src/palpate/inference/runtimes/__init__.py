@@ -26,6 +26,11 @@ class Runtime(Protocol):
         ...
 
     @property
+    def encoder_hash(self) -> str:
+        """SHA-256 of the encoder's part of the weights: equal encoders give equal embeddings, whatever decodes them."""
+        ...
+
+    @property
     def frame(self) -> Frame:
         """How the model sees an image."""
         ...

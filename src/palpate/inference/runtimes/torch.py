@@ -27,6 +27,7 @@ class TorchRuntime:
     network: PromptableModel
     model: str
     weights_hash: str
+    encoder_hash: str
     prompts: PromptSupport
     device: torch.device
 

@@ -1,0 +1,180 @@
+"""Embeddings on disk: with a frozen encoder, every image is encoded once, ever.
+
+    FOLDER/3f/3fa9…c1.safetensors       one embedding; its name is its key
+    FOLDER/lock                         held for the moments in which files are removed
+
+The key (`palpate.inference.embeddings.embedding_key`) is a hash of the canvas and of the encoder's weights, so runs,
+models that differ in their decoder alone, and processes share what is there, and nothing goes stale: another image,
+window, view or encoder has another key. A file appears whole, by renaming, or not at all. Two processes that want
+the same embedding at once both compute it and one of the two equal files stays.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from palpate.errors import OutputError, SettingError
+from palpate.models.catalogue import home
+from palpate.models.promptable import ImageEmbedding
+
+Precision = Literal["float32", "float16"]
+
+DEFAULT_MAX_BYTES = 20 * 10**9
+"""What a cache may take of the disk unless told otherwise: 5,000 embeddings of LiteMedSAM in float32."""
+
+_ROOM_AFTER_PRUNING = 0.9
+
+
+def default_folder() -> Path:
+    """Where embeddings are kept unless told otherwise: beside the weights, in palpate's cache folder."""
+    return home() / "embeddings"
+
+
+@dataclass(frozen=True)
+class Use:
+    """How full a cache is."""
+
+    embeddings: int
+    bytes: int
+
+
+class EmbeddingCache:
+    """A folder of embeddings, bounded, for any number of processes.
+
+    `max_bytes` bounds the folder: when it is passed, those that were not used for longest go first. In `float16` an
+    embedding takes half the room (2 MiB for LiteMedSAM) and comes back rounded to 11 bits of mantissa; `float32` gives
+    back what was put. The two never answer for each other.
+
+    Raises:
+        SettingError: a precision that does not exist, or a bound that holds nothing.
+        OutputError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, precision: Precision = "float32") -> None:
+        if precision not in ("float32", "float16"):
+            raise SettingError(f"embeddings are kept in float32 or float16, not in {precision!r}")
+        if max_bytes <= 0:
+            raise SettingError(f"a cache of {max_bytes} bytes holds nothing; give it some gigabytes")
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.precision = precision
+        self._written: int | None = None  # bytes in the folder as far as this process knows; None before the first look
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot keep embeddings in {folder} ({error.strerror or error}); choose another folder with --cache"
+            ) from error
+
+    def __contains__(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def get(self, key: str) -> ImageEmbedding | None:
+        """The embedding as float32, or None if it is not there; a damaged file is removed and is not there."""
+        path = self._path(key)
+        try:
+            stored = safetensors.numpy.load_file(path)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, ValueError):
+            with suppress(OSError):
+                path.unlink()
+            return None
+        with suppress(OSError):
+            os.utime(path)  # the time of last use, which decides what goes first
+        arrays = [stored[name].astype(np.float32, copy=False) for name in sorted(stored)]
+        return ImageEmbedding(arrays[0], tuple(arrays[1:]))
+
+    def put(self, key: str, embedding: ImageEmbedding) -> None:
+        """Keep an embedding of NumPy arrays, and remove the oldest ones if there are too many.
+
+        Raises:
+            OutputError: the disk is full, or the folder cannot be written.
+        """
+        # In float16 nothing above 65504 exists; such an embedding is kept as it is, and is as good.
+        arrays = {f"{number:02d}": array for number, array in enumerate((embedding.features, *embedding.levels))}
+        if self.precision == "float16" and all(float(np.abs(array).max()) < 6e4 for array in arrays.values()):
+            arrays = {name: array.astype(np.float16) for name, array in arrays.items()}
+        data = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        path = self._path(key)
+        half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            try:
+                half.write_bytes(data)
+                half.replace(path)
+            finally:
+                half.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot keep an embedding in {self.folder} ({error.strerror or error}); choose another folder with "
+                "--cache, or make room"
+            ) from error
+        self._written = self.use().bytes if self._written is None else self._written + len(data)
+        if self._written > self.max_bytes:
+            self.prune()
+
+    def use(self) -> Use:
+        """How many embeddings lie there, and how many bytes they take."""
+        sizes = [size for _, _, size in self._files()]
+        return Use(len(sizes), sum(sizes))
+
+    def prune(self) -> int:
+        """Remove those not used for longest until a tenth of `max_bytes` is free; how many went.
+
+        Another process may prune at the same time: one of them does it.
+        """
+        removed = 0
+        with _alone(self.folder / "lock") as first:
+            files = self._files()
+            total = sum(size for _, _, size in files)
+            if first and total > self.max_bytes:
+                for _, path, size in sorted(files):
+                    if total <= _ROOM_AFTER_PRUNING * self.max_bytes:
+                        break
+                    with suppress(OSError):
+                        path.unlink()
+                        removed += 1
+                    total -= size
+        self._written = total
+        return removed
+
+    def _path(self, key: str) -> Path:
+        suffix = ".half.safetensors" if self.precision == "float16" else ".safetensors"
+        return self.folder / key[:2] / f"{key}{suffix}"
+
+    def _files(self) -> list[tuple[float, Path, int]]:
+        """Time of last use, path and size of each."""
+        found: list[tuple[float, Path, int]] = []
+        for path in self.folder.glob("[0-9a-f][0-9a-f]/*.safetensors"):
+            with suppress(OSError):  # another process has just removed it
+                state = path.stat()
+                found.append((state.st_mtime, path, state.st_size))
+        return found
+
+
+@contextmanager
+def _alone(lock: Path) -> Generator[bool]:
+    """Whether this process is the only one in the block; it does not wait for the others."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: removal is safe there too, a file that is open stays
+        yield True
+        return
+    with lock.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,59 @@
+"""Which cases a recipe trains on and which it validates with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from palpate.datasets import open_dataset
+from palpate.datasets.case import Case
+from palpate.datasets.splitting import split
+from palpate.errors import DatasetError
+from palpate.training.recipe import DataRecipe
+
+
+def cases_for(data: DataRecipe, *, seed: int) -> tuple[list[Case], list[Case]]:
+    """Cases to train on, and cases to validate with; no subject is in both.
+
+    Raises:
+        DatasetError: the data cannot be opened, nothing is left to train on, or a subject crosses the two.
+    """
+    found = open_dataset(data.path, labels=data.labels, dataset=list(data.dataset) or None, channel=data.channel)
+    found = [case for case in found if case.dataset not in data.leave_out and _has(case, data.only)]
+    train = [case for case in found if not data.train or case.split == data.train]
+    if not train:
+        raise DatasetError(
+            f"nothing of {data.path} is left to train on; check train = {data.train!r}, dataset, leave_out and only in "
+            "[data] (splits: " + (", ".join(sorted({case.split for case in found})) or "none") + ")"
+        )
+    val = [case for case in found if data.val and case.split == data.val]
+    if not val:
+        unassigned = [replace(case, split="") for case in train]
+        fractions = {"train": 1 - data.held_out, "val": data.held_out}
+        drawn = split(unassigned, fractions=fractions, rng=np.random.default_rng(seed))
+        train = [case for case in drawn if case.split == "train"]
+        val = [case for case in drawn if case.split == "val"]
+    both = {(case.dataset, case.subject) for case in train} & {(case.dataset, case.subject) for case in val}
+    if both:
+        dataset, subject = min(both)
+        raise DatasetError(
+            f"{subject} of {dataset} is in both splits, so validation would be flattered; `palpate data split` makes "
+            "splits by subject"
+        )
+    return train, val
+
+
+def _has(case: Case, only: dict[str, str]) -> bool:
+    extra = dict(case.extra)
+    return all(extra.get(column) == value for column, value in only.items())
+
+
+def described(cases: Sequence[Case], val: Sequence[Case]) -> str:
+    """One line for a card: how many images of which data sets."""
+    counts: dict[str, int] = {}
+    for case in cases:
+        counts[case.dataset] = counts.get(case.dataset, 0) + 1
+    parts = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return f"{len(cases)} images to train on ({parts}), {len(val)} to validate with"

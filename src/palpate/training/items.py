@@ -1,0 +1,149 @@
+"""Items: which object of which scene is asked for, and with what prompt. All of it follows from the seed.
+
+No state is carried from one item to the next: any item of any epoch can be drawn by itself, by any process, in any
+order. That is what makes a resumed run, and one on several machines, the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from palpate.datasets.case import Region
+from palpate.errors import PromptError
+from palpate.models.frame import CanvasPrompt, Frame
+from palpate.prompts.strategies import strategy
+from palpate.prompts.types import Box, Prompt
+from palpate.training.recipe import PromptRecipe
+from palpate.training.scenes import Scene, rng_for
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One object to be segmented: its scene, its prompts in image pixels and on the canvas, and its reference there."""
+
+    scene: Scene
+    region: Region
+    prompts: tuple[Prompt, ...]
+    canvas: CanvasPrompt
+    target: np.ndarray
+    tight: CanvasPrompt
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What object this is, whatever the prompt."""
+        return self.scene.key, self.region.name
+
+
+def order_of(scenes: Sequence[Scene], *, epoch: int, seed: int, count: int, balance: str) -> list[int]:
+    """Which scenes an epoch asks about, as indices: each as often as the others, or each data set as often.
+
+    Within a data set, too, no scene comes again before all have come.
+    """
+    rng = rng_for(seed, "order", epoch)
+    groups: dict[str, list[int]] = {}
+    for index, scene in enumerate(scenes):
+        groups.setdefault(scene.case.dataset if balance == "datasets" else "", []).append(index)
+    names = sorted(groups)
+    queues: dict[str, list[int]] = {name: [] for name in names}
+    order: list[int] = []
+    turn: list[str] = []
+    while len(order) < count:
+        if not turn:
+            turn = [names[i] for i in rng.permutation(len(names)).tolist()]
+        name = turn.pop()
+        if not queues[name]:
+            queues[name] = rng.permutation(groups[name]).tolist()
+        order.append(queues[name].pop())
+    return order
+
+
+def draw(
+    scene: Scene,
+    mix: Sequence[PromptRecipe],
+    *,
+    frame: Frame,
+    rng: np.random.Generator,
+    region: Region | None = None,
+) -> Item:
+    """One item of a scene: an object, unless one is given, a prompt of the mix, and what the decoder is to answer.
+
+    Where a prompt does not exist for an object (points beside one that fills the image), its tight box is taken.
+    """
+    chosen = region or scene.regions[int(rng.integers(len(scene.regions)))]
+    mask = scene.mask(chosen)
+    shares = np.array([item.share for item in mix], dtype=float)
+    wanted = mix[int(rng.choice(len(mix), p=shares / shares.sum()))]
+    severity = wanted.severity
+    if isinstance(severity, tuple):
+        severity = float(rng.uniform(min(severity), max(severity)))
+    tight = Box.around(mask)
+    try:
+        prompts = strategy(wanted.strategy).draw(mask, severity=severity, rng=rng)
+    except PromptError:
+        prompts = (tight,)
+    prompts = tuple(prompt.inside(scene.shape) for prompt in prompts)
+    return Item(
+        scene=scene,
+        region=chosen,
+        prompts=prompts,
+        canvas=frame.prompts(prompts, scene.shape),
+        target=frame.target(mask),
+        tight=frame.prompts((tight,), scene.shape),
+    )
+
+
+def training_items(
+    scenes: Sequence[Scene],
+    indices: Sequence[tuple[int, int]],
+    mix: Sequence[PromptRecipe],
+    *,
+    frame: Frame,
+    epoch: int,
+    seed: int,
+) -> list[Item]:
+    """Items by (place in the epoch, index of the scene)."""
+    return [
+        draw(scenes[index], mix, frame=frame, rng=rng_for(seed, "item", epoch, place, scenes[index].name))
+        for place, index in indices
+    ]
+
+
+def validation_items(
+    scenes: Sequence[Scene], prompts: Sequence[PromptRecipe], *, frame: Frame, seed: int, objects: int
+) -> Mapping[str, list[Item]]:
+    """For every validation prompt, the same objects: at most `objects` of each data set, spread over its scenes."""
+    by_dataset: dict[str, list[Scene]] = {}
+    for scene in scenes:
+        by_dataset.setdefault(scene.case.dataset, []).append(scene)
+    chosen: list[tuple[Scene, Region]] = []
+    for name in sorted(by_dataset):
+        pairs: list[tuple[Scene, Region]] = []
+        depth = max(len(scene.regions) for scene in by_dataset[name])
+        order = rng_for(seed, "validation", name).permutation(len(by_dataset[name])).tolist()
+        # One object of every scene, then the second of each, ...: many scenes rather than many objects of few.
+        for level in range(depth):
+            for i in order:
+                scene = by_dataset[name][i]
+                if level < len(scene.regions):
+                    shuffled = rng_for(seed, "objects", scene.name).permutation(len(scene.regions)).tolist()
+                    pairs.append((scene, scene.regions[shuffled[level]]))
+        chosen += pairs[:objects]
+    found: dict[str, list[Item]] = {}
+    for prompt in prompts:
+        label = named(prompt)
+        found[label] = [
+            draw(scene, [prompt], frame=frame, rng=rng_for(seed, label, scene.name, region.name), region=region)
+            for scene, region in chosen
+        ]
+    return found
+
+
+def named(prompt: PromptRecipe) -> str:
+    """A name for a column: `shrink@0.1`, `jitter@0-0.25`, `standard`."""
+    severity = prompt.severity
+    if isinstance(severity, tuple):
+        return f"{prompt.strategy}@{severity[0]:g}-{severity[1]:g}"
+    return f"{prompt.strategy}@{severity:g}" if severity else prompt.strategy

@@ -1,0 +1,175 @@
+"""What training looks at: slices of labelled images, each in one or several fixed views.
+
+An encoder that is frozen need not see an image twice, and augmentation must not undo that. So a view is not drawn anew
+in every epoch: each slice has a small fixed set of them (as it is, flipped, a few crops drawn once from the seed), and
+each is encoded once, ever, and kept under its own key. What is drawn anew in every epoch is cheap: which objects are
+asked for, and the prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Integer, UInt8
+
+from palpate.datasets.case import Case, Region
+from palpate.errors import SettingError
+from palpate.images.intensity import intensity_for, parse_intensity, to_uint8
+from palpate.images.slices import slice_first, slicing_axis
+from palpate.inference.embeddings import embedding_key
+from palpate.models.frame import Frame
+
+CROP_SIDES = (0.5, 0.9)
+"""How long a crop's sides are, as shares of the image's: drawn from this range, each for itself."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A slice as it is, or flipped, or a part of it. `crop` is (first row, last row, first column, last column), in
+    pixels of the slice before flipping, both ends included."""
+
+    flip_x: bool = False
+    flip_y: bool = False
+    crop: tuple[int, int, int, int] | None = None
+
+    def of(self, pixels: np.ndarray) -> np.ndarray:
+        """This view of an image or of its labels: (row, column) or (row, column, colour)."""
+        if self.crop is not None:
+            top, bottom, left, right = self.crop
+            pixels = pixels[top : bottom + 1, left : right + 1]
+        return pixels[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views each slice has: itself, `flips` of it, and `crops` parts of it drawn from `seed`.
+
+    Raises:
+        SettingError: a kind of flip that does not exist, or a negative number of crops.
+    """
+
+    flips: tuple[str, ...] = ()
+    crops: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.flips:
+            if name not in ("x", "y", "xy"):
+                raise SettingError(f"there is no flip {name!r}; choose x (left and right), y (up and down) or xy")
+        if self.crops < 0:
+            raise SettingError(f"there cannot be {self.crops} crops; give 0 or more")
+
+    def __len__(self) -> int:
+        """How many views a slice has."""
+        return 1 + len(self.flips) + self.crops
+
+    def of(self, case: Case, z: int, shape: tuple[int, int]) -> list[View]:
+        """The views of slice `z` of a case, which has `shape` (rows, columns); always the same ones."""
+        views = [View(), *(View(flip_x="x" in name, flip_y="y" in name) for name in self.flips)]
+        rng = rng_for(self.seed, case.dataset, case.name, z, "crops")
+        for _ in range(self.crops):
+            ends: list[int] = []
+            for extent in shape:
+                length = max(1, round(extent * float(rng.uniform(*CROP_SIDES))))
+                first = int(rng.integers(0, extent - length, endpoint=True))
+                ends += [first, first + length - 1]
+            views.append(View(crop=(ends[0], ends[1], ends[2], ends[3])))
+        return views
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One view of one slice, ready to be asked about.
+
+    `key` names its embedding; `shape` is (rows, columns) of the view; `regions` are the objects large enough to be
+    asked for. Labels are kept packed: a data set of many slices stays in memory.
+    """
+
+    case: Case
+    z: int
+    view: View
+    key: str
+    shape: tuple[int, int]
+    regions: tuple[Region, ...]
+    _packed: bytes = field(repr=False)
+    _dtype: str = field(repr=False)
+
+    @property
+    def labels(self) -> Integer[np.ndarray, "row column"]:
+        """The reference labels of this view."""
+        return np.frombuffer(zlib.decompress(self._packed), dtype=self._dtype).reshape(self.shape)
+
+    def mask(self, region: Region) -> Bool[np.ndarray, "row column"]:
+        """Where one object is."""
+        return region.mask(self.labels)
+
+    @property
+    def name(self) -> str:
+        """A name for people: the case, the slice, the view."""
+        return f"{self.case.dataset}/{self.case.name}#{self.z}"
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """A scene with the pixels a model would be shown."""
+
+    scene: Scene
+    pixels: UInt8[np.ndarray, "row column *colour"]
+
+
+def sights_of(
+    case: Case,
+    *,
+    frame: Frame,
+    encoder_hash: str,
+    views: Views | None = None,
+    slices_per_volume: int | None = None,
+    min_pixels: int = 1,
+    intensity: str | None = None,
+) -> Iterator[Sight]:
+    """The scenes of a case, with their pixels.
+
+    Of a volume, those slices count on which something is labelled; with `slices_per_volume`, that many of them,
+    spread evenly. An object with fewer than `min_pixels` pixels in a view is not asked for there, and a view without
+    any object is left out.
+
+    Raises:
+        PalpateError: the case cannot be read.
+    """
+    labelled = case.read()
+    image = labelled.image
+    axis = slicing_axis(image, None) if image.is_volume else None
+    seen = to_uint8(image, parse_intensity(intensity) if intensity else intensity_for(image))
+    pixels = seen[None] if axis is None else slice_first(seen, axis)
+    labels = labelled.labels[None] if axis is None else slice_first(labelled.labels, axis)
+    labels = np.where(labels == case.ignore, 0, labels) if case.ignore is not None else labels
+    numbers = [0] if axis is None else np.flatnonzero((labels > 0).any(axis=(1, 2))).tolist()
+    for z in _spread(numbers, slices_per_volume):
+        shape = (pixels.shape[1], pixels.shape[2])
+        for view in (views or Views()).of(case, z, shape):
+            shown, marked = view.of(pixels[z]), np.ascontiguousarray(view.of(labels[z]))
+            present = case.objects(marked)
+            regions = tuple(item for item in present if int(item.mask(marked).sum()) >= min_pixels)
+            if not regions:
+                continue
+            key = embedding_key(frame.canvas(shown), encoder_hash=encoder_hash)
+            packed = zlib.compress(marked.tobytes(), level=1)
+            extent = (marked.shape[0], marked.shape[1])
+            yield Sight(Scene(case, z, view, key, extent, regions, packed, marked.dtype.str), shown)
+
+
+def _spread(numbers: Sequence[int], most: int | None) -> list[int]:
+    if most is None or len(numbers) <= most:
+        return list(numbers)
+    # The middles of `most` equal parts: neither end, where hardly anything is left of an object.
+    return [numbers[int((i + 0.5) * len(numbers) / most)] for i in range(most)]
+
+
+def rng_for(*names: object) -> np.random.Generator:
+    """A generator that depends on these names alone, not on what was drawn before, elsewhere or by another process."""
+    digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32).tolist())
