@@ -97,6 +97,7 @@ class _Job:
 
     recipe: Recipe
     folder: Path
+    cases: tuple[Sequence[Case], Sequence[Case]] | None
     cache: Path
     cache_bytes: int
     device: str
@@ -110,6 +111,7 @@ def finetune(
     recipe: Recipe,
     folder: str | Path,
     *,
+    cases: tuple[Sequence[Case], Sequence[Case]] | None = None,
     cache: Path | None = None,
     cache_bytes: int | None = None,
     device: str = "auto",
@@ -124,9 +126,10 @@ def finetune(
     """Fine-tune a model as the recipe says, and write the adapter and the record of the run into a folder.
 
     A folder with an unfinished run of the same recipe and data is taken up where it stopped; with a finished one,
-    nothing is left to do. `cache` is the folder of embeddings (the user's, unless given), `devices` and `nodes` share
-    the work through Lightning Fabric (with torchrun, the processes are those that it started); then `listener` must
-    be picklable. `threads` is PyTorch's number of CPU threads.
+    nothing is left to do. `cases`, to train on and to validate with, take the place of those that the recipe's data
+    names, where they need something done to them first (labels merged into one region, say). `cache` is the folder of
+    embeddings (the user's, unless given), `devices` and `nodes` share the work through Lightning Fabric (with torchrun,
+    the processes are those that it started); then `listener` must be picklable. `threads` is PyTorch's number of CPU threads.
 
     Raises:
         SettingError: what cannot be trained, or a device that does not exist.
@@ -140,6 +143,7 @@ def finetune(
     job = _Job(
         recipe=recipe,
         folder=Path(folder),
+        cases=cases,
         cache=cache or default_folder(),
         cache_bytes=cache_bytes or DEFAULT_MAX_BYTES,
         device=device,
@@ -226,7 +230,7 @@ class _Run:
     # --- The whole ----------------------------------------------------------------------------------------------------
 
     def go(self) -> Finetuned:
-        train, val = cases_for(self.recipe.data, seed=self.recipe.seed)
+        train, val = self.job.cases or cases_for(self.recipe.data, seed=self.recipe.seed)
         self._check_folder()
         scenes = self._embedded(train)
         val_scenes = self._embedded(val)
