@@ -129,7 +129,8 @@ def finetune(
     nothing is left to do. `cases`, to train on and to validate with, take the place of those that the recipe's data
     names, where they need something done to them first (labels merged into one region, say). `cache` is the folder of
     embeddings (the user's, unless given), `devices` and `nodes` share the work through Lightning Fabric (with torchrun,
-    the processes are those that it started); then `listener` must be picklable. `threads` is PyTorch's number of CPU threads.
+    the processes are those that it started); then `listener` must be picklable. `threads` is PyTorch's number of CPU
+    threads.
 
     Raises:
         SettingError: what cannot be trained, or a device that does not exist.
