@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palpate.cli.terminal import FAILURE, reporting_errors, say, say_json
+from palpate.cli.terminal import FAILURE, counting, reporting_errors, say, say_json
 
 if TYPE_CHECKING:
     from palpate.datasets import Case, Problem, Report
@@ -51,7 +49,7 @@ def check(
     with reporting_errors(as_json=as_json):
         from palpate import datasets
 
-        with _progress(enabled=not as_json) as advance:
+        with counting("checking", "cases", enabled=not as_json) as advance:
             report = datasets.check(
                 data,
                 labels=labels,
@@ -172,18 +170,3 @@ def _table(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _many(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
-
-
-@contextmanager
-def _progress(*, enabled: bool) -> Generator[Callable[[int, int], None] | None]:
-    """A bar on stderr while cases are opened; none where nobody looks."""
-    if not enabled or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("checking", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palpate.cli.terminal import command_line, reporting_errors, say, say_json
+from palpate.cli.terminal import command_line, cores, reporting_errors, say, say_json, separated
 from palpate.errors import SettingError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def evaluate(
             nsd=nsd,
             in_pixels=in_pixels,
         )
-        found = open_dataset(data, labels=labels, dataset=_separate(dataset) or None, split=split, channel=channel)
+        found = open_dataset(data, labels=labels, dataset=separated(dataset) or None, split=split, channel=channel)
         chosen = list(found) if cases is None else some_cases(found, most=cases, seed=seed)
         choice = ModelChoice(model, weights, device, adapter, cache)
         with _progress(enabled=not as_json) as advance:
@@ -120,7 +120,7 @@ def evaluate(
                 model=choice,
                 command=shlex.join(["palpate", *command_line.get()]),
                 data=str(data),
-                workers=workers or _cores(),
+                workers=workers or cores(),
                 dask=dask,
                 overwrite=overwrite,
                 progress=advance,
@@ -153,9 +153,9 @@ def _plan(
 ) -> Plan:
     from palpate.evaluation import measure, protocols
 
-    names = list(dict.fromkeys(_separate(protocol))) or ["standard", "expansion", "shrink"]
+    names = list(dict.fromkeys(separated(protocol))) or ["standard", "expansion", "shrink"]
     try:
-        severities = [float(text) for text in _separate(severity)]
+        severities = [float(text) for text in separated(severity)]
     except ValueError:
         raise SettingError(
             f"cannot read --severity {' '.join(severity or ())}; give fractions such as 0.05 0.1"
@@ -176,12 +176,8 @@ def _plan(
         clicks=clicks,
         tolerance=tolerance,
         nsd=_one_of(nsd, "--nsd", ("contour", "challenge")),  # pyright: ignore[reportArgumentType]
-        in_pixels=tuple(_separate(in_pixels)),
+        in_pixels=tuple(separated(in_pixels)),
     )
-
-
-def _separate(texts: Sequence[str] | None) -> list[str]:
-    return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
 
 
 def _one_of(value: str, option: str, choices: tuple[str, ...]) -> str:
@@ -194,12 +190,6 @@ def _kept(folder: Path | None) -> str:
     """What an interruption leaves behind."""
     parts = len(list((folder / "parts").glob("[0-9a-f]" * 32 + ".json"))) if folder else 0
     return f"{parts} measured cases are kept, and the same command goes on from there"
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _print_protocols() -> None:

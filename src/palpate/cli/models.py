@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, no_type_check
+from typing import TYPE_CHECKING, Annotated, Any, no_type_check
 
 import typer
 
-from palpate.cli.terminal import reporting_errors, say_json
+from palpate.cli.terminal import reporting_errors, say, say_json, size_text
 
-app = typer.Typer(help="List the models, fetch their weights, or add a file you have.")
+if TYPE_CHECKING:
+    from palpate.models.adapters import AdapterCard
+
+app = typer.Typer(help="List the models, fetch or add their weights, look at adapters and merge them.")
 
 
 @app.callback(invoke_without_command=True)
@@ -55,6 +59,56 @@ def add(
         typer.echo(f"{name}: weights checked and kept in {kept}")
 
 
+@app.command()
+def show(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A file that `palpate finetune` made.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the recipe.")] = False,
+) -> None:
+    """Print an adapter's card: what it belongs to, what it learned from, how good it was."""
+    with reporting_errors(as_json=as_json):
+        from palpate.models.adapters import read_card
+
+        card = read_card(adapter)
+        if as_json:
+            say_json({"file": str(adapter), "bytes": adapter.stat().st_size, **asdict(card)})
+        else:
+            say([("file", f"{adapter} ({size_text(adapter.stat().st_size)})"), *_card_lines(card)])
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A file that `palpate finetune` made.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint to write: .safetensors.")],
+    share: Annotated[float, typer.Option(help="How far to go from the base model (0) to the adapter (1).")] = 1.0,
+    weights: Annotated[
+        Path | None, typer.Option(help="The base model's checkpoint, if it was not the released one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+) -> None:
+    """Fold an adapter into its base model: a whole checkpoint, for --weights and for other tools."""
+    with reporting_errors(as_json=as_json):
+        from palpate.images.formats import check_writable
+
+        check_writable(output, overwrite=overwrite, kinds={".safetensors": "weights"})
+        from palpate.models import weights as checkpoints
+        from palpate.models.adapters import read_card
+        from palpate.models.catalogue import card as card_of
+
+        card = read_card(adapter)
+        found = checkpoints.merge(adapter, output, share=share, weights=weights)
+        taught = [kind for kind in card.prompts if kind not in card_of(card.base).prompts.trained]
+        if as_json:
+            say_json({"output": str(output), "base": card.base, "share": share, "weights_hash": found})
+            return
+        say([("wrote", f"{output} ({size_text(output.stat().st_size)})"), ("weights", found[:12])])
+        if taught:
+            typer.echo(
+                f"note: as a checkpoint it is taken for {card.base} itself, which was not trained with "
+                f"{' and '.join(taught)}; for these, give the adapter with --adapter"
+            )
+
+
 def facts() -> list[dict[str, Any]]:
     """One entry a model, ready for JSON."""
     from palpate.models.catalogue import CARDS, stored
@@ -74,6 +128,34 @@ def facts() -> list[dict[str, Any]]:
         }
         for card in CARDS
     ]
+
+
+def _card_lines(card: AdapterCard) -> list[tuple[str, str]]:
+    trained = card.trained
+    parts = ", ".join(trained.parts)
+    if {"lora", "adapter", "bias-norm"} & set(trained.parts):
+        parts += f" in {' and '.join(trained.where)}"
+    if "lora" in trained.parts:
+        parts += f", rank {trained.rank}, alpha {trained.alpha:g}, {trained.targets} layers"
+    scores = [
+        (f"Dice on val, {name}", f"{value:.4f}" + (f" ({before[name]:.4f} before)" if name in before else ""))
+        for before in [card.metrics.get("val_dice_before", {})]
+        for name, value in card.metrics.get("val_dice", {}).items()
+    ]
+    lines = [
+        ("name", card.name),
+        ("summary", card.summary),
+        ("base", f"{card.base} (weights {card.base_sha256[:12]})"),
+        ("trained", parts),
+        ("prompts", ", ".join(card.prompts)),
+        ("data", card.data),
+        ("licence", card.licence),
+        *scores,
+        ("seed", str(card.seed)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
+        ("command", card.command),
+    ]
+    return [(name, value) for name, value in lines if value]
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

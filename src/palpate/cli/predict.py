@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palpate.cli.terminal import reporting_errors, say, say_json
+from palpate.cli.terminal import counting, reporting_errors, say, say_json
 from palpate.errors import OutputError, PromptError
 
 if TYPE_CHECKING:
     from palpate.images import Image
     from palpate.inference.segmentation import Segmentation
-    from palpate.inference.session import Progress, Session
+    from palpate.inference.session import Session
     from palpate.prompts import Prompt, Target
 
 _PREVIEW_KINDS = {".png": "raster", ".jpg": "raster", ".jpeg": "raster"}
@@ -108,7 +105,7 @@ def predict(
 
         session = load(model, device=device, weights=weights, adapter=adapter)
         session.set_image(picture, modality=modality, intensity=window, axis=axis)
-        with _progress(enabled=not as_json) as advance:
+        with counting("segmenting", "slices", enabled=not as_json) as advance:
             result = session.predict_all(
                 targets,
                 overlap=overlap,  # pyright: ignore[reportArgumentType] - checked there, with a message
@@ -278,21 +275,6 @@ def _lines(result: Segmentation, output: Path | None, preview: Path | None) -> l
 
 def _modality(modality: str, origin: str) -> str:
     return "modality unknown" if modality == "unknown" else f"{modality} ({origin})"
-
-
-@contextmanager
-def _progress(*, enabled: bool) -> Generator[Progress | None]:
-    """A bar on stderr while slices are worked through; none where nobody looks."""
-    if not enabled or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TextColumn("slices"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("segmenting", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _text(path: Path | None) -> str | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Generator
+import re
+import sys
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import typer
 
-from palpate.errors import InputError, OutputError, PalpateError
+from palpate.errors import InputError, OutputError, PalpateError, SettingError
 
 command_line: ContextVar[tuple[str, ...]] = ContextVar("command_line", default=())
 """The arguments of the command that is running, for records of what was done."""
@@ -54,3 +56,59 @@ def say(lines: list[tuple[str, str]]) -> None:
 def say_json(content: dict[str, Any]) -> None:
     """One JSON document."""
     typer.echo(json.dumps(content, indent=2))
+
+
+def separated(texts: Sequence[str] | None) -> list[str]:
+    """The values of an option that may be repeated and may have commas in it.
+
+    >>> separated(["a, b", "c"])
+    ['a', 'b', 'c']
+    """
+    return [part.strip() for text in texts or () for part in text.split(",") if part.strip()]
+
+
+def bytes_of(text: str, option: str) -> int:
+    """A size in bytes, as people write it: 20GB, 500 MB, 1.5TB; without a unit it is bytes.
+
+    Raises:
+        SettingError: anything else, or nothing.
+    """
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
+    size = int(float(match[1]) * units[match[2]]) if match else 0
+    if size < 1:
+        raise SettingError(f"cannot read {option} {text}; write a size such as 20GB")
+    return size
+
+
+def size_text(size: float) -> str:
+    """Bytes as people write them: 4.2 MB.
+
+    >>> size_text(4_200_000)
+    '4.2 MB'
+    """
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def counting(words: str, unit: str, *, enabled: bool) -> Generator[Callable[[int, int], None] | None]:
+    """A bar on stderr, to be told what is done and how much there is in all; none where nobody looks."""
+    if not enabled or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(words, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

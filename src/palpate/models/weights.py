@@ -24,7 +24,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from palpate.errors import WeightsError
+from palpate.errors import SettingError, WeightsError
+from palpate.images.formats import replacing
 from palpate.models import adapters
 from palpate.models.catalogue import ModelCard, card, home, stored
 from palpate.models.promptable import PromptableModel, PromptSupport, WeightsSource
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "load_into",
     "load_state",
+    "merge",
     "network_hash",
     "recognise",
     "stored",
@@ -103,6 +105,45 @@ def load(
         prompts = prompts.also_trained_with(made.card.prompts)
     network.to(device).eval()
     return Loaded(network, found, encoder_hash(network), prompts)
+
+
+def merge(adapter: Path, output: Path, *, share: float = 1.0, weights: Path | None = None) -> str:
+    """Fold an adapter into its base model and write a whole checkpoint under the names of the original release.
+
+    With a `share` below 1, what is written lies on the straight line between the base model (0) and the adapter (1).
+    `weights` is the base model's checkpoint, where it is not the released one. A file at `output` is replaced. The
+    answer is the checkpoint's `content_hash`, which with a share of 1 is that of the adapter put on at run time.
+
+    Raises:
+        WeightsError: the adapter or its base model is missing or damaged, or they do not belong together.
+        SettingError: a share outside 0 to 1, or an adapter that cannot be folded in.
+        OutputError: the file cannot be written.
+    """
+    made = adapters.read(adapter)
+    if not 0 <= share <= 1:
+        raise SettingError(f"a share of {share:g} leads beyond the adapter; give 0 (the base model) to 1 (the adapter)")
+    if not adapters.can_be_merged(made):
+        raise SettingError(
+            f"{adapter} has bottleneck layers (trained with `adapter`), for which no released checkpoint has room; "
+            "use it as it is with --adapter, or train lora instead"
+        )
+    chosen = card(made.card.base)
+    loaded = load(chosen, weights=weights)
+    _check_base(made.card, chosen, loaded.weights_hash, adapter)
+    network = cast("nn.Module", loaded.model)
+    adapters.applied(network, made, share=share)
+    state = chosen.restore(dict(network.state_dict()))
+    about = {
+        "layout": chosen.layout,
+        "merged_from": made.card.name,
+        "share": f"{share:g}",
+        "licence": made.card.licence,
+    }
+    # Tensors of a network may share memory, which safetensors refuses.
+    whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    with replacing(output, overwrite=True) as temporary:
+        temporary.write_bytes(safetensors.torch.save(whole, metadata=about))
+    return content_hash(state)
 
 
 def network_hash(network: nn.Module, wanted: ModelCard) -> str:
@@ -254,6 +295,8 @@ def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> d
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
     layout = recognise(state)
+    if layout is None and path.suffix == ".safetensors" and adapters.is_adapter(path):
+        raise WeightsError(f"{path} is an adapter and no whole checkpoint; give it with --adapter")
     if layout is None:
         some = ", ".join(sorted(state)[:3])
         raise WeightsError(f"{path} is no model that palpate knows (its first names: {some}); {_needs(wanted)}")

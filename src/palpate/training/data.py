@@ -22,7 +22,9 @@ def cases_for(data: DataRecipe, *, seed: int) -> tuple[list[Case], list[Case]]:
     """
     found = open_dataset(data.path, labels=data.labels, dataset=list(data.dataset) or None, channel=data.channel)
     found = [case for case in found if case.dataset not in data.leave_out and _has(case, data.only)]
-    train = [case for case in found if not data.train or case.split == data.train]
+    # A folder of images has no splits: all of it is `train`.
+    everything = not data.train or (data.train == "train" and not any(case.split for case in found))
+    train = [case for case in found if everything or case.split == data.train]
     if not train:
         raise DatasetError(
             f"nothing of {data.path} is left to train on; check train = {data.train!r}, dataset, leave_out and only in "

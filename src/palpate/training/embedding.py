@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from palpate.datasets.case import Case
 from palpate.errors import DatasetError, PalpateError
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.runtimes import Runtime
+from palpate.inference.session import load
 from palpate.training.scenes import Scene, Views, sights_of
 
 Progress = Callable[[int, int], None]
@@ -67,3 +70,113 @@ def embed(
     if progress is not None:
         progress(len(cases), len(cases))
     return Embedded(tuple(scenes), encoded)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `embed_many` asks of every process; it can be pickled. `model` and `device` are as in `palpate.load`."""
+
+    folder: Path
+    max_bytes: int
+    model: str = "lite-medsam"
+    device: str = "auto"
+    views: Views | None = None
+    slices_per_volume: int | None = None
+    intensity: str | None = None
+
+    def carry_out(self, case: Case) -> tuple[int, int]:
+        """Encode what is missing of one case: scenes in all, and how many of them were encoded."""
+        done = embed(
+            [case],
+            _runtime(self.model, self.device),
+            EmbeddingCache(self.folder, max_bytes=self.max_bytes),
+            views=self.views,
+            slices_per_volume=self.slices_per_volume,
+            intensity=self.intensity,
+        )
+        return len(done.scenes), done.encoded
+
+
+def embed_many(
+    cases: Sequence[Case], order: Order, *, workers: int = 1, progress: Progress | None = None
+) -> tuple[int, int]:
+    """Fill a cache by several processes of one thread each: scenes in all, and how many of them were encoded.
+
+    Interrupted, each process has lost at most the scene it was encoding.
+
+    Raises:
+        DatasetError: a case cannot be read; the message names it.
+        ModelError, SettingError: see `palpate.load`.
+        OutputError: the cache cannot be written.
+    """
+    scenes = encoded = 0
+    answers = _here(cases, order) if workers == 1 else _in_processes(cases, order, workers)
+    for done, (some, new) in enumerate(answers, start=1):
+        scenes, encoded = scenes + some, encoded + new
+        if progress is not None:
+            progress(done, len(cases))
+    # Each process counts what it wrote itself, so that together they may have passed the bound.
+    EmbeddingCache(order.folder, max_bytes=order.max_bytes).prune()
+    return scenes, encoded
+
+
+def _here(cases: Sequence[Case], order: Order) -> Iterator[tuple[int, int]]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from map(order.carry_out, cases)
+    finally:
+        torch.set_num_threads(before)
+        _runtime.cache_clear()
+
+
+def _in_processes(cases: Sequence[Case], order: Order, workers: int) -> Iterator[tuple[int, int]]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve_parent)
+    futures = [pool.submit(order.carry_out, case) for case in cases]
+    try:
+        yield from (future.result() for future in as_completed(futures))
+    except BrokenProcessPool:
+        raise PalpateError(
+            f"one of {workers} processes ended; memory may have run out, and fewer workers (--workers) need less. What "
+            "was encoded is kept: run it again"
+        ) from None
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+    pool.shutdown()
+
+
+def _serve_parent() -> None:
+    """One thread, no interrupts of its own, and an end when the first process ends, however it ends."""
+    import multiprocessing
+    import os
+    import signal
+    import threading
+
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process decides
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # it was killed: nobody is left to work for
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@functools.cache
+def _runtime(model: str, device: str) -> Runtime:
+    return load(model, device=device).runtime

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from palpate.errors import SettingError
 from palpate.models.adapters import Part, Targets, Trained, Where
@@ -28,6 +28,10 @@ from palpate.training.scenes import Views
 
 Share = Annotated[float, Field(ge=0)]
 Severity = Annotated[float, Field(ge=-1, le=1)]
+CountOrAll = Annotated[
+    Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda given: None if given == "all" else given)
+]
+"""A number, or all, which is None in Python; TOML has no word for that."""
 
 
 class _Section(BaseModel):
@@ -38,12 +42,12 @@ class DataRecipe(_Section):
     """Which images, and which views of them.
 
     - `train` and `val` are names of splits; without a `val`, a share `held_out` of the subjects of `train` becomes it.
-      Where the data has no splits, `train` is empty and everything is taken.
+      Where the data has no splits, or with an empty `train`, everything is taken.
     - `dataset` chooses among the data sets of a manifest, `leave_out` names those that training and validation must
       not see, and `only` asks for values of a manifest's columns: {redistributable_weights = "yes"}.
     - `balance`: every epoch sees each image alike ("images"), or draws data sets alike ("datasets").
-    - `slices_per_volume` slices are taken of each volume, spread evenly; objects smaller than `min_pixels` are not
-      asked for.
+    - `slices_per_volume` slices are taken of each volume, spread evenly; "all" takes every labelled one. Objects
+      smaller than `min_pixels` are not asked for.
     - `flips` (x, y, xy) and `crops` add fixed views of each slice; see `palpate.training.scenes`.
     - `intensity` overrides how values become grey levels, by a name of `palpate.images.intensity`.
     """
@@ -58,7 +62,7 @@ class DataRecipe(_Section):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     channel: int = 0
     intensity: str | None = None
-    slices_per_volume: Annotated[int, Field(ge=1)] | None = 3
+    slices_per_volume: CountOrAll = 3
     min_pixels: Annotated[int, Field(ge=1)] = 10
     flips: tuple[Literal["x", "y", "xy"], ...] = ()
     crops: Annotated[int, Field(ge=0)] = 0
@@ -182,7 +186,7 @@ def recipe_from(content: Mapping[str, Any]) -> Recipe:
 def read_recipe(path: Path, *, changes: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe from a TOML file, with some values changed: {"optimiser.rate": 2e-4}.
 
-    A relative path of the data is looked up beside the file.
+    Relative paths of the data and its labels are looked up beside the file.
 
     Raises:
         SettingError: the file is missing, is no TOML, or holds no recipe.
@@ -194,8 +198,9 @@ def read_recipe(path: Path, *, changes: Mapping[str, Any] | None = None) -> Reci
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is no TOML file: {error}") from None
     data = content.get("data")
-    if isinstance(data, dict) and isinstance(data.get("path"), str) and "data.path" not in (changes or {}):
-        data["path"] = str(path.parent / data["path"])
+    for name in ("path", "labels"):
+        if isinstance(data, dict) and isinstance(data.get(name), str) and f"data.{name}" not in (changes or {}):
+            data[name] = str(path.parent / data[name])
     return recipe_from(with_changes(content, changes or {}))
 
 

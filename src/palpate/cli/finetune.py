@@ -1,0 +1,330 @@
+"""`palpate finetune RECIPE.toml`: a model learns from labelled images and from prompts as people draw them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from palpate.cli.terminal import (
+    bytes_of,
+    command_line,
+    cores,
+    reporting_errors,
+    say,
+    say_json,
+    separated,
+    size_text,
+)
+from palpate.errors import SettingError
+
+if TYPE_CHECKING:
+    from palpate.training.finetune import Event, Finetuned
+    from palpate.training.recipe import Recipe
+
+_SECONDS_BETWEEN_LINES = 30.0
+"""How often a log file, which has no bar, is told how far the work is."""
+
+
+def finetune(
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="RECIPE.toml", help="All settings in a file; see docs/reference/recipes.md."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="RUN", help="The run's folder.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="A manifest.csv or its folder, an nnU-Net, npy or npz folder, or images."),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="The folder of labels, where DATA is a folder of images.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Only these datasets of DATA. Repeatable, or commas.")
+    ] = None,
+    leave_out: Annotated[list[str] | None, typer.Option(help="Not these datasets. Repeatable, or commas.")] = None,
+    train: Annotated[str | None, typer.Option(help="The split to learn from (default: train).")] = None,
+    val: Annotated[
+        str | None, typer.Option(help="The split that chooses the best weights (default: val, or a tenth of train).")
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(help="How values become grey: a CT window's name, LEVEL/WIDTH, min-max or as-is.")
+    ] = None,
+    slices_per_volume: Annotated[
+        str | None, typer.Option(metavar="N|all", help="Slices of each volume, spread evenly (default: 3).")
+    ] = None,
+    flips: Annotated[list[str] | None, typer.Option(help="Add flipped views: x, y, xy. Repeatable, or commas.")] = None,
+    crops: Annotated[
+        int | None, typer.Option(help="Add so many crops of each slice, the same ones each epoch.")
+    ] = None,
+    balance: Annotated[
+        str | None, typer.Option(help="Draw images alike (images), or datasets alike (datasets).")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A name from `palpate models` (default: lite-medsam).")] = None,
+    trained: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What moves: decoder, prompt-encoder, bias-norm, lora, adapter, last-blocks, full. Commas between."
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Where bias-norm, lora and adapter go: decoder, encoder. Commas between.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="The rank of LoRA.")] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MIX",
+            help="Strategies with severity and share: arm-adaptive-bidirectional, or jitter@0-0.25:2,standard:1.",
+        ),
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="bce+dice, dice+focal or lite-medsam.")] = None,
+    rate: Annotated[float | None, typer.Option(help="The learning rate.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many epochs; each ends with a validation.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of an epoch (default: every image once).")] = None,
+    batch: Annotated[int | None, typer.Option(help="Objects of a batch.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches of a step.")] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many validations without a better one.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The number that all that is drawn follows from.")] = None,
+    name: Annotated[str | None, typer.Option(help="The adapter's name (default: that of RUN).")] = None,
+    licence: Annotated[str | None, typer.Option(help="The adapter's licence, for its card.")] = None,
+    summary: Annotated[str | None, typer.Option(help="What the adapter is good for, for its card.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Write the adapter in float16, half as large.")] = False,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where embeddings are kept (default: beside the weights).")
+    ] = None,
+    max_size: Annotated[str, typer.Option(metavar="SIZE", help="What the cache may take of the disk.")] = "20GB",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    devices: Annotated[int, typer.Option(help="How many GPUs, or processes on the CPU, of each machine.")] = 1,
+    nodes: Annotated[int, typer.Option(help="How many machines.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON at the end, and no progress.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of other settings.")] = False,
+) -> None:
+    """Teach a model: from a recipe in a file, from flags, or from a file with some values changed by flags.
+
+    Own images:     palpate finetune --data mine/ -o run/
+
+    A recipe:       palpate finetune recipe.toml --seed 1 -o run/
+
+    Another mix:    palpate finetune --data mine/ --prompts jitter@0-0.25:2,standard:1 --trained lora --rank 4 -o run/
+
+    RUN gets adapter.safetensors, which `palpate predict --adapter` takes, and log.csv, tensorboard/ and overlays/.
+    Stopped by Ctrl-C or a power cut, the same command goes on where it was.
+    """
+    with reporting_errors(as_json=as_json, kept=lambda: "the same command goes on where it was"):
+        if output is None:
+            raise SettingError("say where the run goes: -o RUN")
+        changes = {
+            "data.path": _text(data),
+            "data.labels": _text(labels),
+            "data.dataset": _several(dataset),
+            "data.leave_out": _several(leave_out),
+            "data.train": train,
+            "data.val": val,
+            "data.intensity": window,
+            "data.flips": _several(flips),
+            "data.crops": crops,
+            "data.balance": balance,
+            "data.slices_per_volume": None if slices_per_volume is None else slices_of(slices_per_volume),
+            "model": model,
+            "trained.parts": _several(trained),
+            "trained.where": _several(where),
+            "trained.rank": rank,
+            "prompts": None if prompts is None else [parse_prompt(text) for text in separated(prompts)],
+            "loss": loss,
+            "optimiser.rate": rate,
+            "epochs": epochs,
+            "steps": steps,
+            "batch": batch,
+            "accumulate": accumulate,
+            "precision": precision,
+            "patience": patience,
+            "seed": seed,
+            "name": name,
+            "licence": licence,
+            "summary": summary,
+            "half": half or None,
+        }
+        chosen = _recipe(recipe, {key: value for key, value in changes.items() if value is not None})
+        size = bytes_of(max_size, "--max-size")
+        from palpate.training.finetune import finetune
+
+        teller = Teller()
+        try:
+            made = finetune(
+                chosen,
+                output,
+                cache=cache,
+                cache_bytes=size,
+                device=device,
+                devices=devices,
+                nodes=nodes,
+                # Several processes of a machine share its cores; all of them at once would wait for each other.
+                threads=threads or (max(1, cores() // devices) if devices > 1 else None),
+                command=shlex.join(["palpate", *command_line.get()]),
+                overwrite=overwrite,
+                listener=None if as_json else teller,
+            )
+        finally:
+            teller.close()
+        if not _leads():
+            return
+        if as_json:
+            facts = {"run": str(made.folder), "adapter": str(made.adapter), "steps": made.steps}
+            say_json({**facts, "card": asdict(made.card)})
+        else:
+            say(_lines(made))
+
+
+def parse_prompt(text: str) -> dict[str, Any]:
+    """One ingredient of `--prompts`: STRATEGY, STRATEGY@SEVERITY or STRATEGY@LOW-HIGH, with :SHARE after it.
+
+    >>> parse_prompt("jitter@0-0.25:2")
+    {'strategy': 'jitter', 'severity': (0.0, 0.25), 'share': 2.0}
+
+    Raises:
+        SettingError: anything else.
+    """
+    number = r"-?(?:\d+\.?\d*|\.\d+)"
+    match = re.fullmatch(rf"([^@:]+)(?:@({number})(?:-({number}))?)?(?::({number}))?", text)
+    if match is None:
+        raise SettingError(
+            f"cannot read {text!r} of --prompts; write STRATEGY, STRATEGY@0.1 or STRATEGY@0-0.25, and :SHARE after it "
+            "where there are several"
+        )
+    strategy, low, high, share = match.groups()
+    found: dict[str, Any] = {"strategy": strategy}
+    if low is not None:
+        found["severity"] = float(low) if high is None else (float(low), float(high))
+    if share is not None:
+        found["share"] = float(share)
+    return found
+
+
+def slices_of(text: str) -> int | str:
+    """The value of `--slices-per-volume`: a number, or all.
+
+    Raises:
+        SettingError: anything else.
+    """
+    if text == "all":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingError(f"cannot read --slices-per-volume {text}; give a number of 1 or more, or all")
+    return int(text)
+
+
+class Teller:
+    """Tells on stderr how a run goes: a bar where there is a terminal, a line now and then where there is none.
+
+    It can be sent to another process until it is called for the first time.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._stage = ""
+        self._begun = self._said = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Tell one event."""
+        if event.kind in ("embedding", "step"):
+            self._count(event)
+            return
+        if self._bar is not None:
+            self._bar.console.print(event.text, highlight=False, markup=False)
+        else:
+            typer.echo(event.text, err=True)
+        if event.kind == "finished":
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _count(self, event: Event) -> None:
+        now = time.monotonic()
+        if event.kind != self._stage or event.done == 0:
+            self._stage, self._begun, self._said = event.kind, now, now
+            if sys.stderr.isatty():
+                self._new_bar("encoding" if event.kind == "embedding" else "training")
+        seconds = event.values.get("seconds_left")
+        if seconds is None and event.done:
+            seconds = (now - self._begun) / event.done * (event.total - event.done)
+        left = "" if seconds is None else f"{_duration(seconds)} to go"
+        if self._bar is not None:
+            loss = event.text if event.kind == "step" else "images"
+            self._bar.update(self._task, completed=event.done, total=event.total, said=loss, left=left)
+        elif now - self._said > _SECONDS_BETWEEN_LINES and event.done:
+            self._said = now
+            what = f"step {event.done} of {event.total}, {event.text}"
+            if event.kind == "embedding":
+                what = f"encoded {event.done} of {event.total} images"
+            typer.echo(f"{what}, {left}", err=True)
+
+    def _new_bar(self, words: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self.close()
+        fields = (TextColumn("{task.fields[said]}"), TextColumn("{task.fields[left]}"))
+        columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), *fields)
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task(words, total=None, said="", left="")
+        self._bar.start()
+
+
+def _recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
+    from palpate.training.recipe import read_recipe, recipe_from, with_changes
+
+    if path is None:
+        if "data.path" not in changes:
+            raise SettingError(
+                "say what to learn from: palpate finetune --data DATA -o RUN, or palpate finetune RECIPE.toml -o RUN"
+            )
+        return recipe_from(with_changes({}, changes))
+    if path.is_dir() or path.suffix == ".csv":
+        raise SettingError(f"{path} is no recipe; if it is the data, write --data {path}")
+    return read_recipe(path, changes=changes)
+
+
+def _lines(made: Finetuned) -> list[tuple[str, str]]:
+    after, before = (made.card.metrics.get(name, {}) for name in ("val_dice", "val_dice_before"))
+    lines = [("adapter", f"{made.adapter} ({size_text(made.adapter.stat().st_size)})")]
+    if "mean" in after and "mean" in before:
+        best = made.card.metrics.get("best_step", 0)
+        lines.append(("Dice on val", f"{after['mean']:.4f} at step {best}, {before['mean']:.4f} before training"))
+        if best == 0:
+            lines.append(("note", "no step made it better, so the adapter changes nothing; see troubleshooting"))
+    lines += [("log", str(made.folder / "log.csv")), ("samples", str(made.folder / "overlays"))]
+    adapter = shlex.quote(str(made.adapter))
+    lines.append(("use it", f"palpate predict IMAGE --box X0 Y0 X1 Y1 --adapter {adapter} -o mask.nii.gz"))
+    return lines
+
+
+def _leads() -> bool:
+    """Whether this process speaks for all of them; under torchrun there are several that run this very command."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def _several(texts: list[str] | None) -> list[str] | None:
+    return None if texts is None else separated(texts)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
