@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
-from palpate.errors import SettingError
+from palpate import errors
+from palpate.errors import PalpateError, SettingError
 from palpate.inference.runtimes.torch import choose_device
 
 Result = TypeVar("Result")
@@ -16,13 +20,14 @@ def launched(work: Callable[[Any], Result], *, device: str, devices: int, nodes:
     """Do some work in as many processes as there are devices, and give the first one's result.
 
     Under torchrun the processes are there already and each does the work. Otherwise they are started here, for which
-    `work` must be picklable if there are several.
+    `work` must be picklable if there are several. A `PalpateError` of theirs is raised here.
 
     Raises:
         SettingError: a device or a precision that does not exist here.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
     if devices < 1 or nodes < 1:
         raise SettingError(f"{devices} devices on {nodes} machines cannot work; give at least 1")
@@ -30,6 +35,9 @@ def launched(work: Callable[[Any], Result], *, device: str, devices: int, nodes:
     if precision == "16-mixed" and chosen.type == "cpu":
         raise SettingError("16-mixed needs a GPU; choose 32-true, or bf16-mixed where the CPU has it")
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if by_torchrun:  # how many there are is settled
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
     many = devices * nodes > 1 or by_torchrun
     if many and chosen.type == "mps":
         raise SettingError("several devices need CUDA or the CPU; Apple's MPS is one device")
@@ -50,4 +58,22 @@ def launched(work: Callable[[Any], Result], *, device: str, devices: int, nodes:
         )
     except (ValueError, RuntimeError) as error:
         raise SettingError(f"this cannot run on {devices} x {chosen.type}: {error}") from error
-    return fabric.launch(work) if many else work(fabric)
+    if not many:
+        return work(fabric)
+    from torch.multiprocessing.spawn import ProcessRaisedException
+
+    try:
+        return pickle.loads(fabric.launch(partial(_packed, work=work)))
+    except ProcessRaisedException as error:
+        raise _own_error(str(error)) or error from None
+
+
+def _packed(fabric: Any, *, work: Callable[[Any], Any]) -> bytes:
+    """The result as bytes: on its way from another process Fabric would take it apart, and fail."""
+    return pickle.dumps(work(fabric))
+
+
+def _own_error(traceback: str) -> PalpateError | None:
+    """What palpate raised in another process, of which only the printed traceback comes back."""
+    match = re.search(r"^palpate\.errors\.(\w+): (.*)", traceback, flags=re.MULTILINE | re.DOTALL)
+    return getattr(errors, match[1])(match[2].strip()) if match else None
