@@ -27,7 +27,6 @@ def launched(work: Callable[[Any], Result], *, device: str, devices: int, nodes:
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
-    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
     if devices < 1 or nodes < 1:
         raise SettingError(f"{devices} devices on {nodes} machines cannot work; give at least 1")

@@ -10,59 +10,59 @@
 The loop is a pure function of the recipe and the data: which scene, which object and which prompt come when
 follows from the seed (`palpate.training.items`), and the state is saved whole. So a run that was killed and started
 again ends with the same weights, bit for bit, as one that was not, on the same machine and number of threads.
+
+Ctrl-C is heeded where nothing is half done (between two batches, before an object of the validation), saves the state
+and is raised then; a second one is raised at once, and costs what was done since the last checkpoint.
 """
 
 from __future__ import annotations
 
-import copy
-import csv
 import hashlib
-import io
 import json
 import math
 import os
 import platform
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from palpate.datasets.case import Case
 from palpate.errors import DatasetError, OutputError, SettingError
-from palpate.images.formats import replacing
-from palpate.inference.batching import alike, batch_of
 from palpate.inference.embedding_cache import EmbeddingCache, default_folder
-from palpate.inference.runtimes.torch import TorchRuntime
-from palpate.metrics import dice
-from palpate.models import adapters, catalogue, weights
+from palpate.models import adapters, catalogue
 from palpate.models.adapters import AdapterCard
-from palpate.models.frame import CanvasPrompt, Frame
-from palpate.models.promptable import ImageEmbedding, PromptableModel, PromptKind
+from palpate.models.frame import Frame
+from palpate.models.promptable import PromptKind
 from palpate.prompts.types import Box, MaskPrompt, Points, Scribble
 from palpate.training import checkpoint
 from palpate.training.data import cases_for, described
 from palpate.training.embedding import embed
+from palpate.training.interrupts import Interrupts
 from palpate.training.items import Item, named, order_of, training_items, validation_items
+from palpate.training.log import Log
 from palpate.training.overlays import draw_samples
 from palpate.training.recipe import Recipe
-from palpate.training.scenes import Scene, sights_of
+from palpate.training.run_folder import RunFolder
+from palpate.training.scenes import Scene
+from palpate.training.student import student
+from palpate.training.validation import Measured, measure
 
 CHECKPOINT_SECONDS = 60.0
 """How much work a power cut may cost."""
 
-MICRO_BATCH = 8
-"""Objects whose gradients are computed together; more only take more memory."""
+CHECKPOINT_FORMAT = 2
+"""Grows when a checkpoint can no longer be read by an older palpate, or an older one by this."""
 
 EventKind = Literal["embedding", "estimate", "resumed", "step", "validation", "stopped", "finished"]
 
@@ -173,14 +173,22 @@ def _run(fabric: Any, *, job: _Job, listener: Listener | None) -> Finetuned:
 
 @dataclass
 class _State:
-    """What changes during a run, but for weights."""
+    """What changes during a run, but for weights.
+
+    `step` counts steps that are done and `validated` is that of the last validation. `first` and `best_dice` are the
+    Dice values before training and of the best weights, as they are logged; `log_bytes` is how much of the log belongs
+    to this state.
+    """
 
     step: int = 0
+    validated: int = -1
     best: float = -math.inf
     best_step: int = -1
     since_best: int = 0
     seconds: float = 0.0
-    rows: list[dict[str, float]] = field(default_factory=list)
+    first: dict[str, float] = field(default_factory=dict)
+    best_dice: dict[str, float] = field(default_factory=dict)
+    log_bytes: int = 0
 
 
 class _Run:
@@ -190,38 +198,19 @@ class _Run:
         self.fabric, self.job, self.recipe = fabric, job, job.recipe
         self.leads = fabric.global_rank == 0
         self.listener = listener if self.leads else None
-        self.folder = job.folder
+        self.folder = RunFolder(job.folder)
         self.state = _State()
-
-        self.catalogue_card = catalogue.card(self.recipe.model)
-        loaded = weights.load(self.catalogue_card, device=fabric.device)
-        self.weights_hash, self.encoder_hash = loaded.weights_hash, loaded.encoder_hash
-        self.network = cast("nn.Module", loaded.model)
-        self.frame: Frame = loaded.model.frame
-        # The base model stays beside the one that is trained: it encodes, and it may teach.
-        self.base = cast("PromptableModel", copy.deepcopy(self.network))
-        self.runtime = TorchRuntime(
-            self.base,
-            self.catalogue_card.name,
-            loaded.weights_hash,
-            loaded.encoder_hash,
-            self.catalogue_card.prompts,
-            fabric.device,
-        )
-        self.cache = EmbeddingCache(job.cache, max_bytes=job.cache_bytes)
-        torch.manual_seed(self.recipe.seed)  # for weights that are added
-        self.parameters = adapters.trainable(self.network, self.recipe.trained)
-        self.network.get_submodule("prompt_decoder").objects_at_once = MICRO_BATCH  # pyright: ignore[reportAttributeAccessIssue]
-        self.start = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        self.average = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.best_weights: dict[str, Tensor] = {}
-        self.taught: dict[tuple[str, str], Tensor] = {}
-        self._pictures: dict[str, np.ndarray] = {}
+        self.log: Log | None = None
+        self.interrupts = Interrupts()
+        self._ordered: tuple[int, list[int]] = (-1, [])
 
+        cache = EmbeddingCache(job.cache, max_bytes=job.cache_bytes)
+        self.student = student(self.recipe, cache, fabric.device)
         wanted = self.recipe.optimiser
         kind = torch.optim.AdamW if wanted.name == "adamw" else torch.optim.Adam
         self.plain_optimiser = kind(
-            list(self.parameters.values()), lr=wanted.rate, weight_decay=wanted.weight_decay, betas=wanted.betas
+            list(self.student.parameters.values()), lr=wanted.rate, weight_decay=wanted.weight_decay, betas=wanted.betas
         )
         self.optimiser = fabric.setup_optimizers(self.plain_optimiser)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -232,74 +221,82 @@ class _Run:
 
     def go(self) -> Finetuned:
         train, val = self.job.cases or cases_for(self.recipe.data, seed=self.recipe.seed)
-        self._check_folder()
-        scenes = self._embedded(train)
-        val_scenes = self._embedded(val)
+        known = self._settings()
+        self.folder.check(known, overwrite=self.job.overwrite)  # before hours of encoding
+        scenes, val_scenes = self._embedded(train), self._embedded(val)
         if not scenes:
             raise DatasetError("no image of the training data has an object that is large enough to be asked for")
         self.scenes = scenes
         validation = self.recipe.validation
         self.validation = validation_items(
-            val_scenes, validation.prompts, frame=self.frame, seed=self.recipe.seed, objects=validation.objects
+            val_scenes, validation.prompts, frame=self.student.frame, seed=self.recipe.seed, objects=validation.objects
         )
         self.per_step = self.recipe.batch * self.recipe.accumulate
         self.steps_an_epoch = self.recipe.steps or math.ceil(len(scenes) / self.per_step)
         self.total = self.recipe.epochs * self.steps_an_epoch
-        settings = self._settings(scenes, val_scenes)
-        finished = self._prepare(settings)
+        settings = {**known, "data_sha256": _data_hash([*scenes, *val_scenes])}
+        self.folder.check(settings, overwrite=self.job.overwrite)
+        finished = self.folder.finished(settings)
         if finished is not None:
-            return finished
-        self._resume()
-        if self.state.step == 0:
-            self._estimate()
-            self._validate()
-        self._loop()
-        return self._finish(settings, described(train, val))
+            return self._read(finished)
+        self.fabric.barrier()  # nobody writes before everybody has looked
+        try:
+            if self.leads:
+                self.folder.prepare(settings, command=self.job.command)
+            self.fabric.barrier()
+            self._resume()
+            if self.leads:
+                self.log = Log(self.folder.path, self._columns(), length=self.state.log_bytes)
+            if self.state.validated < 0:
+                self._estimate()
+            self._loop()
+            return self._finish(settings, described(train, val))
+        finally:
+            if self.log is not None:
+                self.log.close()
+            self.folder.release()
 
     def _loop(self) -> None:
-        started, before = time.monotonic(), self.state.seconds
-        last_saved = time.monotonic()
-        first_step = self.state.step
-        with ThreadPoolExecutor(1) as ahead:
-            prepared = ahead.submit(self._items, self.state.step) if self.state.step < self.total else None
+        with self.interrupts, ThreadPoolExecutor(1) as ahead:
             try:
-                while self.state.step < self.total and not self._has_stopped():
-                    assert prepared is not None
-                    items = prepared.result()
-                    if self.state.step + 1 < self.total:
-                        prepared = ahead.submit(self._items, self.state.step + 1)
-                    loss = self._step(items)
-                    self.state.step += 1
-                    self.state.seconds = before + time.monotonic() - started
-                    self._note(loss=loss, rate=self._rate())
-                    pace = (time.monotonic() - started) / (self.state.step - first_step)
-                    left = pace * (self.total - self.state.step)
-                    self._say(
-                        "step",
-                        f"loss {loss:.4f}",
-                        self.state.step,
-                        self.total,
-                        values={"loss": loss, "seconds_left": left},
-                    )
-                    if self.state.step % (self.steps_an_epoch * self.recipe.validation.every) == 0:
-                        self._validate()
-                        self._adjust_rate()
-                    if self._save_is_due(time.monotonic() - last_saved):
-                        self._save()
-                        last_saved = time.monotonic()
+                self._train(ahead)
             except KeyboardInterrupt:
-                if self.fabric.world_size == 1:
-                    self._save()  # between two steps, or within one whose gradients are thrown away
+                if not self.interrupts.at_once:
+                    self._save()
                 raise
 
-    def _save_is_due(self, seconds: float) -> bool:
-        if self.state.step == self.total or self._has_stopped():
-            return True
-        return seconds >= self.job.checkpoint_seconds and self.leads
+    def _train(self, ahead: ThreadPoolExecutor) -> None:
+        """Step after step. Whatever is raised by Ctrl-C is raised where the state is whole."""
+        started, before, first_step = time.monotonic(), self.state.seconds, self.state.step
+        last_saved = started
+        prepared = ahead.submit(self._items, self.state.step) if self.state.step < self.total else None
+        while True:
+            if self._validation_is_due():
+                self._validate()
+            if self._is_done():
+                break
+            if time.monotonic() - last_saved >= self.job.checkpoint_seconds:
+                self._save()
+                last_saved = time.monotonic()
+            assert prepared is not None
+            items = prepared.result()
+            if self.state.step + 1 < self.total:
+                prepared = ahead.submit(self._items, self.state.step + 1)
+            loss, stop = self._step(items)
+            now = time.monotonic()
+            self.state.step += 1
+            self.state.seconds = before + now - started
+            self._note(loss=loss, rate=self._rate())
+            left = (now - started) / (self.state.step - first_step) * (self.total - self.state.step)
+            values = {"loss": loss, "seconds_left": left}
+            self._say("step", f"loss {loss:.4f}", self.state.step, self.total, values=values)
+            if stop:
+                raise KeyboardInterrupt
+        self._save()
 
-    def _has_stopped(self) -> bool:
+    def _is_done(self) -> bool:
         patience = self.recipe.patience
-        return patience is not None and self.state.since_best >= patience
+        return self.state.step >= self.total or (patience is not None and self.state.since_best >= patience)
 
     # --- A step -------------------------------------------------------------------------------------------------------
 
@@ -315,13 +312,13 @@ class _Run:
             mine = places[self.fabric.global_rank :: self.fabric.world_size]
             batches.append(
                 training_items(
-                    self.scenes, mine, self.recipe.prompts, frame=self.frame, epoch=epoch, seed=self.recipe.seed
+                    self.scenes, mine, self.recipe.prompts, frame=self.student.frame, epoch=epoch, seed=self.recipe.seed
                 )
             )
         return batches
 
     def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_ordered", (None, []))[0] != epoch:
+        if self._ordered[0] != epoch:
             count = self.steps_an_epoch * self.per_step
             order = order_of(
                 self.scenes, epoch=epoch, seed=self.recipe.seed, count=count, balance=self.recipe.data.balance
@@ -329,41 +326,39 @@ class _Run:
             self._ordered = (epoch, order)
         return self._ordered[1]
 
-    def _step(self, batches: Sequence[Sequence[Item]]) -> float:
-        self._warm_up()
+    def _step(self, batches: Sequence[Sequence[Item]]) -> tuple[float, bool]:
+        """The loss, and whether any of the processes was asked to stop. Weights move at the end, all or none."""
+        self._set_rate()
         total = 0.0
         self.optimiser.zero_grad(set_to_none=True)
         for items in batches:
+            if self.fabric.world_size == 1:
+                self.interrupts.heed()
             total += self._backward(items)
         self._share_gradients()
-        self._pull_to_start()
+        # In half precision gradients come multiplied by a large number, which the two below must not see.
+        self.fabric.strategy.precision.unscale_gradients(self.plain_optimiser)
+        self.student.pull_to_start()
         clip = self.recipe.optimiser.clip
         if clip is not None:
-            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), clip)
+            torch.nn.utils.clip_grad_norm_(list(self.student.parameters.values()), clip)
         self.optimiser.step()
-        decay = self.recipe.optimiser.ema
-        if decay:
-            # Young averages forget their random start sooner: after n steps at least 1 / (n + 10) is new.
-            share = max(1 - decay, 1 / (self.state.step + 10))
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    self.average[name].lerp_(parameter, share)
-        return self._summed(total)
+        self.student.follow(self.state.step)
+        return self._agreed(total)
 
     def _backward(self, items: Sequence[Item]) -> float:
         if not items:
             return 0.0
-        device = self.fabric.device
-        target = torch.from_numpy(np.stack([item.target for item in items])).to(device)
+        target = torch.from_numpy(np.stack([item.target for item in items])).to(self.fabric.device)
         loss = self.recipe.loss
         with self.fabric.autocast():
-            features = self._features(items)
-            logits, iou = self._answers(self.network, features, [item.canvas for item in items])
+            features = self.student.features(items)
+            logits, iou = self.student.answers(features, [item.canvas for item in items])
             own = None
             if loss.consistency:
                 with torch.no_grad():
-                    own = self._answers(self.network, features, [item.tight for item in items])[0].float().sigmoid()
-        teacher = self._taught(items) if loss.teacher else None
+                    own = self.student.answers(features, [item.tight for item in items])[0].float().sigmoid()
+        teacher = self.student.taught(items) if loss.teacher else None
         each = loss.of(logits, iou, target, teacher=teacher, own=own)
         if not bool(torch.isfinite(each).all()):
             names = ", ".join(item.scene.name for item in items)
@@ -374,83 +369,11 @@ class _Run:
         self.fabric.backward(each.sum() / self.per_step)
         return float(each.detach().sum()) / self.per_step
 
-    def _features(self, items: Sequence[Item]) -> ImageEmbedding:
-        """The embeddings of the items' scenes, one for each item."""
-        if not self.recipe.trained.moves_encoder:
-            return self._kept([item.scene for item in items])
-        canvases = np.stack([self.frame.canvas(self._pixels(item.scene)) for item in items])
-        return cast("PromptableModel", self.network).encode(torch.from_numpy(canvases).to(self.fabric.device))
-
-    def _kept(self, scenes: Sequence[Scene]) -> ImageEmbedding:
-        found = [self._embedding(scene) for scene in scenes]
-        device = self.fabric.device
-        features = torch.from_numpy(np.concatenate([one.features for one in found])).to(device)
-        levels = tuple(
-            torch.from_numpy(np.concatenate([one.levels[i] for one in found])).to(device)
-            for i in range(len(found[0].levels))
-        )
-        return ImageEmbedding(features, levels)
-
-    def _embedding(self, scene: Scene) -> ImageEmbedding:
-        found = self.cache.get(scene.key)
-        if found is None:  # pruned by another run; encoded again
-            found = self.runtime.encode(self.frame.canvas(self._pixels(scene))[None])
-            self.cache.put(scene.key, found)
-        return found
-
-    def _pixels(self, scene: Scene) -> np.ndarray:
-        """The scene's image; the last few stay in memory."""
-        if scene.key not in self._pictures:
-            for sight in self._sights(scene.case):
-                self._pictures[sight.scene.key] = sight.pixels
-            while len(self._pictures) > 2000:
-                self._pictures.pop(next(iter(self._pictures)))
-        return self._pictures[scene.key]
-
-    def _sights(self, case: Case) -> Iterable[Any]:
-        data = self.recipe.data
-        return sights_of(
-            case,
-            frame=self.frame,
-            encoder_hash=self.encoder_hash,
-            views=data.views(self.recipe.seed),
-            slices_per_volume=data.slices_per_volume,
-            min_pixels=data.min_pixels,
-            intensity=data.intensity,
-        )
-
-    def _answers(
-        self, network: nn.Module, features: ImageEmbedding, prompts: Sequence[CanvasPrompt]
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (item, row, column) and predicted IoU of each item; prompt i lies on image i."""
-        logits: dict[int, Tensor] = {}
-        ious: dict[int, Tensor] = {}
-        for members in alike(prompts):
-            batch = batch_of([prompts[i] for i in members], image_index=members)
-            prediction = cast("PromptableModel", network).decode(features, batch)
-            for place, i in enumerate(members):
-                logits[i], ious[i] = prediction.logits[place, 0], prediction.predicted_iou[place, 0]
-        order = range(len(prompts))
-        return torch.stack([logits[i] for i in order]), torch.stack([ious[i] for i in order])
-
-    def _taught(self, items: Sequence[Item]) -> Tensor:
-        """What the base model answers to the tight boxes, as probabilities; each is asked once."""
-        unknown = list({item.name: item for item in items if item.name not in self.taught}.values())
-        if unknown:
-            if len(self.taught) > 4000:
-                self.taught.clear()
-            with torch.no_grad():
-                features = self._kept([item.scene for item in unknown])
-                logits, _ = self._answers(cast("nn.Module", self.base), features, [item.tight for item in unknown])
-            for item, answer in zip(unknown, logits, strict=True):
-                self.taught[item.name] = answer.sigmoid().half().cpu()
-        return torch.stack([self.taught[item.name] for item in items]).float().to(self.fabric.device)
-
     def _share_gradients(self) -> None:
         """Add up the gradients of all processes; a weight that none of them used keeps no gradient."""
         if self.fabric.world_size == 1:
             return
-        parameters = list(self.parameters.values())
+        parameters = list(self.student.parameters.values())
         used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=self.fabric.device)
         torch.distributed.all_reduce(used)
         shared = [p for p, count in zip(parameters, used.tolist(), strict=True) if count]
@@ -459,26 +382,20 @@ class _Run:
         for parameter, part in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
             parameter.grad = part.view_as(parameter).clone()
 
-    def _pull_to_start(self) -> None:
-        strength = float(self.recipe.loss.anchor)
-        if strength:
-            for name, parameter in self.parameters.items():
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - self.start[name], alpha=2 * strength)
-
-    def _summed(self, value: float) -> float:
+    def _agreed(self, loss: float) -> tuple[float, bool]:
+        """The loss of all processes, and whether one of them was interrupted: they stop after the same step."""
         if self.fabric.world_size == 1:
-            return value
-        total = torch.tensor(value, device=self.fabric.device)
-        torch.distributed.all_reduce(total)
-        return float(total)
+            return loss, False
+        told = torch.tensor([loss, float(self.interrupts.came)], dtype=torch.float64, device=self.fabric.device)
+        torch.distributed.all_reduce(told)
+        return float(told[0]), bool(told[1] > 0)
 
     # --- Rates --------------------------------------------------------------------------------------------------------
 
     def _rate(self) -> float:
         return float(self.plain_optimiser.param_groups[0]["lr"])
 
-    def _warm_up(self) -> None:
+    def _set_rate(self) -> None:
         """The rate of this step, where it follows from the step's number."""
         wanted, step = self.recipe.optimiser, self.state.step
         if wanted.schedule == "cosine":
@@ -493,101 +410,61 @@ class _Run:
         for group in self.plain_optimiser.param_groups:
             group["lr"] = rate
 
-    def _adjust_rate(self) -> None:
-        if self.recipe.optimiser.schedule == "plateau" and self.state.rows and "dice" in self.state.rows[-1]:
-            self.plateau.step(self.state.rows[-1]["dice"])
-
     # --- Validation ---------------------------------------------------------------------------------------------------
+
+    def _validation_is_due(self) -> bool:
+        """After every so many epochs and before the first; not again after what a checkpoint remembers."""
+        every = self.steps_an_epoch * self.recipe.validation.every
+        return self.state.step % every == 0 and self.state.validated < self.state.step
 
     def _validate(self) -> None:
         """Measure, keep the weights if they are the best so far, and draw samples."""
-        measured = self._measured()
-        if not measured:
-            self.best_weights = self._current()
+        measured = measure(
+            self.student,
+            self.validation,
+            fabric=self.fabric,
+            samples=self.recipe.validation.overlays if self.leads else 0,
+            heed=self.interrupts.heed if self.fabric.world_size == 1 else lambda: None,
+        )
+        self.state.validated = self.state.step
+        if not measured.dice:
             return
-        scores = [measured[named(prompt)] for prompt in self.recipe.validation.prompts]
-        overall = float(np.mean(scores))
-        self._note(dice=overall, **{f"dice {name}": value for name, value in measured.items()})
+        overall = float(np.mean([measured.dice[named(prompt)] for prompt in self.recipe.validation.prompts]))
+        row = {"dice": overall, **{f"dice {name}": value for name, value in measured.dice.items()}}
         if overall > self.state.best:
             self.state.best, self.state.best_step, self.state.since_best = overall, self.state.step, 0
-            self.best_weights = self._current()
+            self.state.best_dice = row
+            self.best_weights = self.student.result()
         else:
             self.state.since_best += 1
-        epoch = self.state.step // self.steps_an_epoch
+        if self.state.step == 0:
+            self.state.first = row
+        elif self.recipe.optimiser.schedule == "plateau":
+            self.plateau.step(overall)
+        self._note(**row)
+        self._draw(measured)
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in measured.dice.items())
+        is_best = ", the best so far" if self.state.since_best == 0 else ""
         self._say(
             "validation",
-            f"epoch {epoch}: Dice {overall:.4f} on val ("
-            + ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
-            + (", the best so far)" if self.state.since_best == 0 else ")"),
+            f"epoch {self.state.step // self.steps_an_epoch}: Dice {overall:.4f} on val ({numbers}{is_best})",
             self.state.step,
             self.total,
-            values={"dice": overall, **measured},
+            values={"dice": overall, **measured.dice},
         )
 
-    def _current(self) -> dict[str, Tensor]:
-        chosen = self.average if self.recipe.optimiser.ema else self.parameters
-        return {name: tensor.detach().cpu().clone() for name, tensor in chosen.items()}
-
-    def _measured(self) -> dict[str, float]:
-        """The Dice of every validation prompt: the mean over data sets of the mean over objects."""
-        swapped = self._swap_in_average()
-        try:
-            mine: dict[str, list[tuple[int, float]]] = {}
-            shown: list[tuple[Item, np.ndarray]] = []
-            with torch.inference_mode():
-                for label, items in self.validation.items():
-                    mine[label] = []
-                    for i in range(self.fabric.global_rank, len(items), self.fabric.world_size):
-                        found = self._mask_of(items[i])
-                        mine[label].append((i, dice(found, items[i].scene.mask(items[i].region))))
-                        if i < self.recipe.validation.overlays and self.leads:
-                            shown.append((items[i], found))
-        finally:
-            self._swap_out_average(swapped)
-        gathered: list[dict[str, list[tuple[int, float]]]] = [mine]
-        if self.fabric.world_size > 1:
-            gathered = [{} for _ in range(self.fabric.world_size)]
-            torch.distributed.all_gather_object(gathered, mine)
-        if shown:
-            pictures = [(item, self._pixels(item.scene), found) for item, found in shown]
-            draw_samples(pictures, self.folder / "overlays" / f"step-{self.state.step:06d}.png")
-        result: dict[str, float] = {}
-        for label, items in self.validation.items():
-            if not items:
-                continue
-            by_dataset: dict[str, list[float]] = {}
-            for i, value in sorted(pair for part in gathered for pair in part[label]):
-                by_dataset.setdefault(items[i].scene.case.dataset, []).append(value)
-            result[label] = float(np.mean([np.mean(values) for values in by_dataset.values()]))
-        return result
-
-    def _mask_of(self, item: Item) -> np.ndarray:
-        features = self._features([item])
-        with self.fabric.autocast():
-            logits, _ = self._answers(self.network, features, [item.canvas])
-        return self.frame.image(logits[0].float().cpu().numpy(), item.scene.shape) > 0
-
-    def _swap_in_average(self) -> dict[str, Tensor]:
-        if not self.recipe.optimiser.ema:
-            return {}
-        kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self.average[name])
-        return kept
-
-    def _swap_out_average(self, kept: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in kept.items():
-                self.parameters[name].copy_(tensor)
+    def _draw(self, measured: Measured) -> None:
+        if measured.samples:
+            pictures = [(item, self.student.pixels(item.scene), found) for item, found in measured.samples]
+            draw_samples(pictures, self.folder.overlays / f"step-{self.state.step:06d}.png")
 
     # --- Before the first step ----------------------------------------------------------------------------------------
 
     def _embedded(self, cases: Sequence[Case]) -> list[Scene]:
         """The scenes of these cases; with a frozen encoder, every process encodes its part of what is missing."""
-        data = self.recipe.data
-        if self.recipe.trained.moves_encoder and not self.recipe.loss.teacher:
-            return [sight.scene for case in cases for sight in self._sights(case)]
+        data, pupil = self.recipe.data, self.student
+        if pupil.moves_encoder and not self.recipe.loss.teacher:
+            return [sight.scene for case in cases for sight in pupil.sights(case)]
 
         def told(done: int, total: int) -> None:
             self._say("embedding", "encoding images that were never encoded", done, total)
@@ -595,8 +472,8 @@ class _Run:
         def part(some: Sequence[Case], listener: Callable[[int, int], None] | None) -> tuple[Scene, ...]:
             return embed(
                 some,
-                self.runtime,
-                self.cache,
+                pupil.runtime,
+                pupil.cache,
                 views=data.views(self.recipe.seed),
                 slices_per_volume=data.slices_per_volume,
                 min_pixels=data.min_pixels,
@@ -624,75 +501,58 @@ class _Run:
         self._say(
             "estimate",
             f"{len(self.scenes)} scenes, {self.total} steps of {self.per_step} objects: about {_in_words(seconds)} on "
-            f"{self.fabric.device} and {memory / 1e9:.1f} GB of memory",
+            f"{self.fabric.device}" + (f" and {memory / 1e9:.1f} GB of memory" if memory else "") + self._too_many(),
             values={"seconds": seconds, "bytes": memory},
         )
 
-    # --- The folder ---------------------------------------------------------------------------------------------------
+    def _too_many(self) -> str:
+        """A warning, where the cache cannot hold what each epoch reads: every image would be encoded in every epoch."""
+        if self.student.moves_encoder:
+            return ""
+        one = self.student.embedding(self.scenes[0])
+        size = sum(array.nbytes for array in (one.features, *one.levels))
+        scenes = [*self.scenes, *(item.scene for items in self.validation.values() for item in items)]
+        needed = len({scene.key for scene in scenes}) * size
+        if needed <= self.job.cache_bytes:
+            return ""
+        return (
+            f"; the embeddings take {needed / 1e9:.1f} GB and the cache may hold {self.job.cache_bytes / 1e9:.1f} GB, "
+            "so images will be encoded again and again: allow it more"
+        )
 
-    def _check_folder(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise OutputError(f"{self.folder} is a file; give a folder for the run")
+    # --- What stays ---------------------------------------------------------------------------------------------------
 
-    def _settings(self, scenes: Sequence[Scene], val: Sequence[Scene]) -> dict[str, Any]:
-        """Everything that decides the weights."""
-        digest = hashlib.sha256()
-        for scene in (*scenes, *val):
-            digest.update(f"{scene.name} {scene.key} {[region.name for region in scene.regions]}\n".encode())
-            digest.update(np.ascontiguousarray(scene.labels).data)
+    def _settings(self) -> dict[str, Any]:
+        """Everything that decides the weights, but for the data."""
         return {
             "recipe": {**self.recipe.described(), "data": {**self.recipe.data.model_dump(mode="json"), "path": ""}},
-            "weights_hash": self.weights_hash,
-            "data_sha256": digest.hexdigest(),
+            "weights_hash": self.student.runtime.weights_hash,
             "processes": self.fabric.world_size,
             "threads": self.job.threads,
             "versions": _versions(),
         }
 
-    def _prepare(self, settings: dict[str, Any]) -> Finetuned | None:
-        """Make the folder ready; a finished run of the same settings is the answer at once."""
-        record = _read_json(self.folder / "run.json")
-        before = record.get("settings")
-        adapter = self.folder / "adapter.safetensors"
-        if before is None and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise OutputError(f"{self.folder} is not empty and holds no run; choose an empty or a new folder")
-        if before is not None and before != settings:
-            if not self.job.overwrite:
-                differing = [name for name in settings if before.get(name) != settings[name]]
-                raise OutputError(
-                    f"{self.folder} holds a run with another {', another '.join(differing)}; choose another folder, or "
-                    "pass --overwrite to replace it"
-                )
-            if self.leads:
-                checkpoint.clear(self.folder / "checkpoints")
-                adapter.unlink(missing_ok=True)
-                (self.folder / "log.csv").unlink(missing_ok=True)
-        elif before is not None and record.get("finished") and adapter.is_file():
-            self._say("finished", f"this run is finished; its adapter is {adapter}")
-            return Finetuned(self.folder, adapter, adapters.read_card(adapter), int(record.get("steps", 0)))
-        self.fabric.barrier()
-        if self.leads:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"cannot write in {self.folder}: {error.strerror or error}") from error
-            self._record({"command": self.job.command, "settings": settings, "finished": False})
-        return None
+    def _columns(self) -> list[str]:
+        names = [name for name, items in self.validation.items() if items]
+        return [*(["dice", *(f"dice {name}" for name in names)] if names else []), "loss", "rate"]
 
-    def _record(self, content: Mapping[str, Any]) -> None:
-        with replacing(self.folder / "run.json", overwrite=True) as temporary:
-            temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    def _note(self, **values: float) -> None:
+        if self.log is not None:
+            self.log.write(values, step=self.state.step)
 
     def _save(self) -> None:
-        if not self.leads:
+        """Write a checkpoint; the processes that do not lead have nothing to write."""
+        if self.log is None:
             return
+        self.state.log_bytes = self.log.saved()
         checkpoint.save(
-            self.folder / "checkpoints",
+            self.folder.checkpoints,
             self.state.step,
             {
+                "format": CHECKPOINT_FORMAT,
                 "state": json.dumps(vars(self.state)),
-                "weights": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
-                "average": {name: tensor.cpu() for name, tensor in self.average.items()},
+                "weights": {name: parameter.detach().cpu() for name, parameter in self.student.parameters.items()},
+                "average": {name: tensor.cpu() for name, tensor in self.student.average.items()},
                 "best": self.best_weights,
                 "optimiser": self.plain_optimiser.state_dict(),
                 "plateau": json.dumps(self.plateau.state_dict()),
@@ -700,19 +560,23 @@ class _Run:
                 "rng": torch.get_rng_state(),
             },
         )
-        self._write_log()
 
     def _resume(self) -> None:
         """Take up the last checkpoint, if there is one."""
-        self.fabric.barrier()
-        kept = checkpoint.latest(self.folder / "checkpoints")
+        kept = checkpoint.latest(self.folder.checkpoints)
         if kept is None:
             return
+        if kept.get("format") != CHECKPOINT_FORMAT:
+            raise OutputError(
+                f"{self.folder.path} holds a run that another version of palpate began; let that one end it, or choose "
+                "another folder"
+            )
         self.state = _State(**json.loads(kept["state"]))
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
+            for name, parameter in self.student.parameters.items():
                 parameter.copy_(kept["weights"][name])
-                self.average[name].copy_(kept["average"][name])
+            for name, tensor in self.student.average.items():
+                tensor.copy_(kept["average"][name])
         self.best_weights = dict(kept["best"])
         self.plain_optimiser.load_state_dict(kept["optimiser"])
         self.plateau.load_state_dict(json.loads(kept["plateau"]))
@@ -720,41 +584,25 @@ class _Run:
         torch.set_rng_state(kept["rng"])
         self._say("resumed", f"going on after step {self.state.step} of {self.total}", self.state.step, self.total)
 
-    def _note(self, **values: float) -> None:
-        self.state.rows.append({"step": float(self.state.step), **values})
-
-    def _write_log(self) -> None:
-        """The table and TensorBoard's file, from the rows of the state: what was undone by a crash is in neither."""
-        names = list(dict.fromkeys(name for row in self.state.rows for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {name: f"{value:.6g}" for name, value in row.items()} | {"step": int(row["step"])}
-            for row in self.state.rows
-        )
-        with replacing(self.folder / "log.csv", overwrite=True) as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-        _write_tensorboard(self.folder / "tensorboard", self.state.rows)
+    def _read(self, record: Mapping[str, Any]) -> Finetuned:
+        """What came of a run that is finished; nothing is written."""
+        adapter = self.folder.adapter
+        self._say("finished", f"this run is finished; its adapter is {adapter}")
+        return Finetuned(self.folder.path, adapter, adapters.read_card(adapter), int(record.get("steps", 0)))
 
     def _finish(self, settings: dict[str, Any], data: str) -> Finetuned:
-        path = self.folder / "adapter.safetensors"
-        best = next((row for row in self.state.rows if row["step"] == self.state.best_step and "dice" in row), {})
-        before = next((row for row in self.state.rows if row["step"] == 0 and "dice" in row), {})
         metrics = {
-            "val_dice": {name.removeprefix("dice").strip() or "mean": v for name, v in best.items() if "dice" in name},
-            "val_dice_before": {
-                name.removeprefix("dice").strip() or "mean": v for name, v in before.items() if "dice" in name
-            },
+            "val_dice": _by_prompt(self.state.best_dice),
+            "val_dice_before": _by_prompt(self.state.first),
             "best_step": self.state.best_step,
             "steps": self.state.step,
         }
         card = AdapterCard(
-            name=self.recipe.name or self.folder.name,
+            name=self.recipe.name or self.folder.path.name,
             base=self.recipe.model,
-            base_sha256=self.weights_hash,
+            base_sha256=self.student.runtime.weights_hash,
             trained=self.recipe.trained,
-            prompts=_kinds_of(self.recipe, self.scenes, self.frame),
+            prompts=_kinds_of(self.recipe, self.scenes, self.student.frame),
             summary=self.recipe.summary,
             data=data,
             licence=self.recipe.licence,
@@ -765,10 +613,11 @@ class _Run:
             command=self.job.command,
         )
         if self.leads:
-            chosen = self.best_weights or self._current()
-            adapters.save(adapters.extracted(self.network, card, weights=chosen), path, half=self.recipe.half)
-            self._write_log()
-            self._record(
+            # Without validation data the last weights are the result.
+            chosen = self.best_weights or self.student.result()
+            made = adapters.extracted(self.student.network, card, weights=chosen)
+            adapters.save(made, self.folder.adapter, half=self.recipe.half)
+            self.folder.record(
                 {
                     "command": self.job.command,
                     "settings": settings,
@@ -780,18 +629,30 @@ class _Run:
                     "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
                 }
             )
-            checkpoint.clear(self.folder / "checkpoints")
+            checkpoint.clear(self.folder.checkpoints)
         self.fabric.barrier()
         stopped = "no better one came, so it stopped early; " if self.state.step < self.total else ""
-        best_text = f"; best Dice on val {self.state.best:.4f}, at step {self.state.best_step}" if best else ""
-        self._say("finished", f"{stopped}{self.state.step} steps{best_text}", self.state.step, self.total)
-        return Finetuned(self.folder, path, card, self.state.step)
+        best = f"; best Dice on val {self.state.best:.4f}, at step {self.state.best_step}" if self.best_weights else ""
+        self._say("finished", f"{stopped}{self.state.step} steps{best}", self.state.step, self.total)
+        return Finetuned(self.folder.path, self.folder.adapter, card, self.state.step)
 
     def _say(
         self, kind: EventKind, text: str, done: int = 0, total: int = 0, *, values: Mapping[str, float] | None = None
     ) -> None:
         if self.listener is not None:
             self.listener(Event(kind, text, done, total, values or {}))
+
+
+def _by_prompt(row: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix("dice").strip() or "mean": value for name, value in row.items()}
+
+
+def _data_hash(scenes: Sequence[Scene]) -> str:
+    digest = hashlib.sha256()
+    for scene in scenes:
+        digest.update(f"{scene.name} {scene.key} {[region.name for region in scene.regions]}\n".encode())
+        digest.update(np.ascontiguousarray(scene.labels).data)
+    return digest.hexdigest()
 
 
 def _kinds_of(recipe: Recipe, scenes: Sequence[Scene], frame: Frame) -> tuple[PromptKind, ...]:
@@ -814,8 +675,13 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory(device: torch.device) -> int:
+    """In bytes; 0 where it cannot be known."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -825,27 +691,6 @@ def _in_words(seconds: float) -> str:
         return f"{seconds:.0f} seconds"
     minutes = seconds / 60
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write_tensorboard(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    from torch.utils.tensorboard.writer import SummaryWriter
-
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink(missing_ok=True)
-    with SummaryWriter(str(folder)) as writer:
-        for row in rows:
-            for name, value in row.items():
-                if name != "step":
-                    tag = name if not name.startswith("dice") else f"val/{name}"
-                    writer.add_scalar(tag, value, int(row["step"]))
 
 
 __all__ = ["Event", "Finetuned", "Listener", "finetune"]

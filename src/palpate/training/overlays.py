@@ -17,7 +17,7 @@ FOUND, REFERENCE = 1, 2
 
 
 def draw_samples(samples: Sequence[tuple[Item, np.ndarray, np.ndarray]], path: Path) -> None:
-    """Write a PNG of samples: item, its pixels, and the mask that was found; the reference and the prompt are drawn too.
+    """Write a PNG of samples (item, its pixels, the mask that was found), with the reference and the prompt drawn too.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,0 +1,231 @@
+"""The network in training: what it sees of each scene, what it answers, and which of its weights move."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from palpate.datasets.case import Case
+from palpate.inference.batching import alike, batch_of
+from palpate.inference.embedding_cache import EmbeddingCache
+from palpate.inference.runtimes.torch import TorchRuntime
+from palpate.models import adapters, catalogue, weights
+from palpate.models.frame import CanvasPrompt, Frame
+from palpate.models.promptable import ImageEmbedding, PromptableModel
+from palpate.training.items import Item
+from palpate.training.recipe import Recipe
+from palpate.training.scenes import Scene, Sight, sights_of
+
+MICRO_BATCH = 8
+"""Objects whose gradients are computed together; more only take more memory."""
+
+PICTURE_BYTES = 10**9
+"""How much memory the pixels of scenes may take, where the encoder moves and needs them again and again."""
+
+TAUGHT_OBJECTS = 4000
+"""How many answers of the teacher stay in memory: half a gigabyte at 256 x 256."""
+
+
+@dataclass
+class Student:
+    """A network whose `parameters` move, and the base model as it was beside it, which encodes and may teach.
+
+    `average` is the running average of the weights where the recipe wants one (`ema`), else empty; `start` is where
+    they started, where the loss pulls them back (`anchor`), else empty.
+    """
+
+    network: nn.Module
+    base: PromptableModel
+    runtime: TorchRuntime
+    cache: EmbeddingCache
+    recipe: Recipe
+    device: torch.device
+    parameters: dict[str, nn.Parameter]
+    average: dict[str, Tensor]
+    start: dict[str, Tensor]
+    _pictures: dict[str, np.ndarray]
+    _taught: dict[tuple[str, str], Tensor]
+
+    @property
+    def frame(self) -> Frame:
+        """How the network sees an image."""
+        return self.base.frame
+
+    @property
+    def moves_encoder(self) -> bool:
+        """Whether embeddings change from step to step."""
+        return self.recipe.trained.moves_encoder
+
+    # --- Weights ------------------------------------------------------------------------------------------------------
+
+    def result(self) -> dict[str, Tensor]:
+        """A copy of the weights that would be the result now: the average, where there is one."""
+        chosen = self.average or self.parameters
+        return {name: tensor.detach().cpu().clone() for name, tensor in chosen.items()}
+
+    @contextmanager
+    def averaged(self) -> Generator[None]:
+        """The network with the averaged weights, where there are such, for as long as the block lasts."""
+        kept = {name: self.parameters[name].detach().clone() for name in self.average}
+        self._put(self.average)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    def follow(self, step: int) -> None:
+        """Let the average follow the weights after a step (the first is 0)."""
+        # Young averages forget their random start sooner: after n steps at least 1 / (n + 10) is new.
+        share = max(1 - self.recipe.optimiser.ema, 1 / (step + 10))
+        with torch.no_grad():
+            for name, tensor in self.average.items():
+                tensor.lerp_(self.parameters[name], share)
+
+    def pull_to_start(self) -> None:
+        """Add the gradient of the anchor loss."""
+        for name, start in self.start.items():
+            parameter = self.parameters[name]
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=2 * float(self.recipe.loss.anchor))
+
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self.parameters[name].copy_(tensor)
+
+    # --- What it sees -------------------------------------------------------------------------------------------------
+
+    def features(self, items: Sequence[Item]) -> ImageEmbedding:
+        """The embeddings of the items' scenes, one for each item; with gradients, where the encoder moves."""
+        if not self.moves_encoder:
+            return self._kept([item.scene for item in items])
+        canvases = np.stack([self.frame.canvas(self.pixels(item.scene)) for item in items])
+        return cast("PromptableModel", self.network).encode(torch.from_numpy(canvases).to(self.device))
+
+    def embedding(self, scene: Scene) -> ImageEmbedding:
+        """The base model's embedding of a scene, from the cache; encoded anew where another run has pruned it."""
+        found = self.cache.get(scene.key)
+        if found is None:
+            found = self.runtime.encode(self.frame.canvas(self.pixels(scene))[None])
+            self.cache.put(scene.key, found)
+        return found
+
+    def pixels(self, scene: Scene) -> np.ndarray:
+        """The scene's image; those used lately stay in memory."""
+        if scene.key not in self._pictures:
+            for sight in self.sights(scene.case):
+                # A copy: a slice would keep its whole volume in memory.
+                self._pictures[sight.scene.key] = sight.pixels.copy()
+        found = self._pictures.pop(scene.key)
+        self._pictures[scene.key] = found
+        held = sum(picture.nbytes for picture in self._pictures.values())
+        while held > PICTURE_BYTES and len(self._pictures) > 1:
+            held -= self._pictures.pop(next(iter(self._pictures))).nbytes
+        return found
+
+    def sights(self, case: Case) -> Iterable[Sight]:
+        """The scenes of a case as the recipe wants them, with their pixels."""
+        data = self.recipe.data
+        return sights_of(
+            case,
+            frame=self.frame,
+            encoder_hash=self.runtime.encoder_hash,
+            views=data.views(self.recipe.seed),
+            slices_per_volume=data.slices_per_volume,
+            min_pixels=data.min_pixels,
+            intensity=data.intensity,
+        )
+
+    def _kept(self, scenes: Sequence[Scene]) -> ImageEmbedding:
+        found = [self.embedding(scene) for scene in scenes]
+        features = torch.from_numpy(np.concatenate([one.features for one in found])).to(self.device)
+        levels = tuple(
+            torch.from_numpy(np.concatenate([one.levels[i] for one in found])).to(self.device)
+            for i in range(len(found[0].levels))
+        )
+        return ImageEmbedding(features, levels)
+
+    # --- What it answers ----------------------------------------------------------------------------------------------
+
+    def answers(
+        self, features: ImageEmbedding, prompts: Sequence[CanvasPrompt]
+    ) -> tuple[Float[Tensor, "item row column"], Float[Tensor, " item"]]:
+        """Logits and predicted IoU of each item; prompt i lies on image i."""
+        return _answers(cast("PromptableModel", self.network), features, prompts)
+
+    def mask(
+        self, features: ImageEmbedding, item: Item, autocast: AbstractContextManager[Any]
+    ) -> Bool[np.ndarray, "row column"]:
+        """What it finds for one item, in image pixels, as a session would; `features` are of this item alone."""
+        with autocast:
+            logits, _ = self.answers(features, [item.canvas])
+        return self.frame.image(logits[0].float().cpu().numpy(), item.scene.shape) > 0
+
+    def taught(self, items: Sequence[Item]) -> Float[Tensor, "item row column"]:
+        """What the base model answers to the tight boxes, as probabilities; each is asked once.
+
+        One by one: what is computed together with others differs in its last bits, and then a run that was taken up
+        again would not be the same run.
+        """
+        if len(self._taught) > TAUGHT_OBJECTS:
+            self._taught.clear()
+        for item in items:
+            if item.name not in self._taught:
+                with torch.no_grad():
+                    logits, _ = _answers(self.base, self._kept([item.scene]), [item.tight])
+                self._taught[item.name] = logits[0].sigmoid().half().cpu()
+        return torch.stack([self._taught[item.name] for item in items]).float().to(self.device)
+
+
+def student(recipe: Recipe, cache: EmbeddingCache, device: torch.device) -> Student:
+    """The network that a recipe trains, ready for the first step. Seeds torch, for weights that are added.
+
+    Raises:
+        WeightsError: the base model's weights are missing.
+        SettingError: what cannot be trained.
+    """
+    card = catalogue.card(recipe.model)
+    loaded = weights.load(card, device=device)
+    network = cast("nn.Module", loaded.model)
+    # An encoder that does not move is shared with the base model.
+    shared = {} if recipe.trained.moves_encoder else {id(e): e for e in [network.get_submodule("image_encoder")]}
+    base = cast("PromptableModel", copy.deepcopy(network, shared))
+    torch.manual_seed(recipe.seed)
+    parameters = adapters.trainable(network, recipe.trained)
+    network.get_submodule("prompt_decoder").objects_at_once = MICRO_BATCH  # pyright: ignore[reportArgumentType]
+    now = {name: parameter.detach() for name, parameter in parameters.items()}
+    return Student(
+        network=network,
+        base=base,
+        runtime=TorchRuntime(base, card.name, loaded.weights_hash, loaded.encoder_hash, card.prompts, device),
+        cache=cache,
+        recipe=recipe,
+        device=device,
+        parameters=parameters,
+        average={name: tensor.clone() for name, tensor in now.items()} if recipe.optimiser.ema else {},
+        start={name: tensor.clone() for name, tensor in now.items()} if recipe.loss.anchor else {},
+        _pictures={},
+        _taught={},
+    )
+
+
+def _answers(
+    network: PromptableModel, features: ImageEmbedding, prompts: Sequence[CanvasPrompt]
+) -> tuple[Float[Tensor, "item row column"], Float[Tensor, " item"]]:
+    logits: dict[int, Tensor] = {}
+    ious: dict[int, Tensor] = {}
+    for members in alike(prompts):
+        batch = batch_of([prompts[i] for i in members], image_index=members)
+        prediction = network.decode(features, batch)
+        for place, i in enumerate(members):
+            logits[i], ious[i] = prediction.logits[place, 0], prediction.predicted_iou[place, 0]
+    order = range(len(prompts))
+    return torch.stack([logits[i] for i in order]), torch.stack([ious[i] for i in order])

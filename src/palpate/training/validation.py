@@ -1,0 +1,68 @@
+"""Measuring a network in training: the Dice on image pixels, for every validation prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from palpate.metrics import dice
+from palpate.training.items import Item
+from palpate.training.student import Student
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The Dice by prompt, and the first masks that were found in this process, to be looked at."""
+
+    dice: Mapping[str, float]
+    samples: Sequence[tuple[Item, np.ndarray]]
+
+
+def measure(
+    student: Student,
+    items: Mapping[str, Sequence[Item]],
+    *,
+    fabric: Any,
+    samples: int,
+    heed: Callable[[], None],
+) -> Measured:
+    """The Dice of every prompt: the mean over data sets of the mean over objects; nothing for a prompt without items.
+
+    Every prompt asks for the same objects in the same order. Several processes share them and all get all results.
+    `samples` masks of each prompt are kept. `heed` is called before each object and may raise.
+    """
+    mine: dict[str, list[tuple[int, float]]] = {label: [] for label in items}
+    shown: list[tuple[str, Item, np.ndarray]] = []
+    count = max(map(len, items.values()), default=0)
+    with student.averaged(), torch.inference_mode():
+        for i in range(fabric.global_rank, count, fabric.world_size):
+            heed()
+            features = student.features([next(iter(items.values()))[i]])
+            for label, asked in items.items():
+                found = student.mask(features, asked[i], fabric.autocast())
+                mine[label].append((i, dice(found, asked[i].scene.mask(asked[i].region))))
+                if i < samples:
+                    shown.append((label, asked[i], found))
+    gathered = [mine]
+    if fabric.world_size > 1:
+        gathered = [{} for _ in range(fabric.world_size)]
+        torch.distributed.all_gather_object(gathered, mine)
+    return Measured(
+        dice={
+            label: _over_data_sets(asked, sorted(pair for part in gathered for pair in part[label]))
+            for label, asked in items.items()
+            if asked
+        },
+        samples=[(item, found) for label in items for name, item, found in shown if name == label],
+    )
+
+
+def _over_data_sets(items: Sequence[Item], values: Sequence[tuple[int, float]]) -> float:
+    by_dataset: dict[str, list[float]] = {}
+    for i, value in values:
+        by_dataset.setdefault(items[i].scene.case.dataset, []).append(value)
+    return float(np.mean([np.mean(values) for values in by_dataset.values()]))
