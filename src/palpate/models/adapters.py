@@ -16,9 +16,9 @@ A network here is one with an `image_encoder` and a `prompt_decoder`, which has 
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, Literal, cast, get_args
 
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import gelu
@@ -42,6 +43,8 @@ FORMAT = 1
 
 _METADATA = "palpate_adapter"
 _REPLACED, _LORA_A, _LORA_B, _DOWN, _UP = "replaced:", "lora_A:", "lora_B:", "down:", "up:"
+_ROLES, _BESIDE = (_REPLACED, _LORA_A, _LORA_B, _DOWN, _UP), (_DOWN, _UP)
+_PLACES: Mapping[Where, str] = {"decoder": "prompt_decoder.mask_decoder", "encoder": "image_encoder"}
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,17 @@ class Trained:
     - `where`: whether `bias-norm`, `lora` and `adapter` go into the mask decoder, the image encoder, or both.
     - `rank` and `alpha`: of LoRA; its change is scaled by alpha / rank. `targets`: the layers it goes beside: the
       `attention`'s query and value projections (in TinyViT one layer makes both, and the key), or every `linear` one.
+      Layers that another part trains anyway get no LoRA.
     - `width`: channels of a bottleneck adapter. `blocks`: how many of the encoder's last blocks.
 
     Raises:
-        SettingError: nothing is trained, or what cannot be.
+        SettingError: nothing is trained, or what cannot be, or one part leaves nothing to another.
     """
 
     parts: tuple[Part, ...] = ("decoder",)
     where: tuple[Where, ...] = ("decoder",)
     rank: int = 8
-    alpha: float | int = 16
+    alpha: int = 16
     targets: Targets = "attention"
     width: int = 64
     blocks: int = 1
@@ -81,11 +85,17 @@ class Trained:
             raise SettingError("nothing is to be trained; give parts such as decoder or lora")
         if not self.where:
             raise SettingError("`where` is empty; give decoder, encoder or both")
-        for name in ("rank", "width", "blocks"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.alpha <= 0:
-            raise SettingError(f"alpha must be above 0, got {self.alpha}")
+        for name in ("rank", "alpha", "width", "blocks"):
+            value = cast("object", getattr(self, name))
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SettingError(f"{name} must be a whole number of at least 1, got {value}")
+        others = [part for part in self.parts if part != "full"]
+        if "full" in self.parts and others:
+            raise SettingError(f"full trains every weight there is; leave out {', '.join(others)}, or full")
+        if {"decoder", "lora"} <= set(self.parts) and set(self.where) == {"decoder"}:
+            raise SettingError(
+                "decoder trains the very layers that lora would go beside; give where = encoder, or one of the two"
+            )
 
     @property
     def moves_encoder(self) -> bool:
@@ -136,6 +146,11 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
+    @property
+    def added(self) -> tuple[nn.Linear, nn.Linear]:
+        """The layers that were not there before."""
+        return self.down, self.up
+
     def forward(self, x: Tensor) -> Tensor:
         """The MLP's answer and the bottleneck's, added."""
         return self.inner(x) + self.up(gelu(self.down(x)))
@@ -148,34 +163,26 @@ def trainable(network: nn.Module, trained: Trained) -> dict[str, nn.Parameter]:
     """Freeze the network but for what is to be trained, add what has to be added, and give the moving weights by name.
 
     The network stays in eval mode: batch normalisation keeps its statistics, which batches of one or two would ruin.
-    New weights are drawn from torch's global generator; seed it before.
+    New weights are drawn from torch's global generator of the CPU; seed it before.
+
+    Raises:
+        SettingError: there are not so many blocks, or LoRA finds no layer to go beside.
     """
     network.eval().requires_grad_(requires_grad=False)
-    decoder = cast("nn.Module", network.get_submodule("prompt_decoder"))
-    places = {"decoder": ("prompt_decoder.mask_decoder",), "encoder": ("image_encoder",)}
-    roots = [root for where in trained.where for root in places[where]]
+    roots = [_PLACES[where] for where in dict.fromkeys(trained.where)]
     for part in trained.parts:
-        if part == "full":
-            network.requires_grad_(requires_grad=True)
-        elif part == "decoder":
-            decoder.get_submodule("mask_decoder").requires_grad_(requires_grad=True)
-        elif part == "prompt-encoder":
-            decoder.get_submodule("prompt_encoder").requires_grad_(requires_grad=True)
-        elif part == "last-blocks":
-            for module in _last_blocks(network, trained.blocks):
-                module.requires_grad_(requires_grad=True)
-        elif part == "bias-norm":
+        for module in _freed_whole(network, part, trained):
+            module.requires_grad_(requires_grad=True)
+        if part == "bias-norm":
             for root in roots:
                 _free_biases_and_norms(network.get_submodule(root))
-        elif part == "adapter":
-            for root in roots:
-                for name in _mlps(network, root):
-                    _put_bottleneck(network, name, width=trained.width)
+    if "adapter" in trained.parts:
+        for name in (name for root in roots for name in _mlps(network, root)):
+            for layer in _put_bottleneck(network, name, width=trained.width).added:
+                layer.requires_grad_(requires_grad=True)
     if "lora" in trained.parts:
-        _add_lora(network, [name for root in roots for name in _linear_layers(network, root, trained.targets)], trained)
-    for name, parameter in network.named_parameters():
-        if any(mark in name for mark in (".lora_A.", ".lora_B.", ".down.", ".up.")):
-            parameter.requires_grad_(requires_grad=True)
+        _add_lora(network, roots, trained)
+    network.eval()  # what was added, too
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
@@ -186,102 +193,166 @@ def extracted(network: nn.Module, card: AdapterCard, *, weights: Mapping[str, Te
     """
     found: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        tensor = (weights or {}).get(name, parameter).detach().cpu().clone()
-        found[_role(name)] = tensor
+        if parameter.requires_grad:
+            tensor = (weights or {}).get(name, parameter)
+            found[_key(network, name)] = tensor.detach().cpu().clone()
     return Adapter(card, found)
 
 
-def applied(network: nn.Module, adapter: Adapter, *, share: float = 1.0) -> None:
+def applied(network: nn.Module, adapter: Adapter, *, share: float | int = 1) -> None:
     """Put an adapter into its base model, all of it or a `share` of the way (0 is the base model, 1 the adapter).
 
-    Replaced tensors and LoRA are folded in; bottlenecks become layers of the network.
+    Replaced tensors and LoRA are folded in; bottlenecks become layers of the network. What comes out is the same on
+    every machine, bit for bit, so that its hash can be known beforehand.
 
     Raises:
-        WeightsError: the adapter does not fit this network; nothing was changed.
-        SettingError: a share of a bottleneck, whose middle is not defined.
+        WeightsError: the adapter does not fit this network, or is damaged; nothing was changed.
+        SettingError: a share outside of 0..1, or of a bottleneck, whose middle is not defined.
     """
-    state = network.state_dict()
-    changed: dict[str, Tensor] = {}
-    card = adapter.card
-    bottlenecks: dict[str, int] = {}
-    for key, tensor in adapter.tensors.items():
-        role, _, name = key.partition(":")
-        tensor = tensor.to(torch.float32)
-        if f"{role}:" == _REPLACED:
-            before = _fitting(state, name, tensor.shape)
-            changed[name] = torch.lerp(before.to(torch.float32), tensor, share) if share != 1 else tensor
-        elif f"{role}:" == _LORA_A:
-            other = adapter.tensors.get(_LORA_B + name)
-            if other is None or other.shape[1] != tensor.shape[0]:
-                raise WeightsError(f"the adapter {card.name} is damaged: {name} has no second matrix that fits")
-            scale = share * card.trained.alpha / card.trained.rank
-            update = scale * (other.to(torch.float32) @ tensor)
-            weight = f"{name}.weight"
-            changed[weight] = changed.get(weight, _fitting(state, weight, update.shape)) + update
-        elif f"{role}:" == _DOWN and name.endswith(".weight"):
-            bottlenecks[name.removesuffix(".weight")] = int(tensor.shape[0])
-    if bottlenecks and share != 1:
+    if not 0 <= share <= 1:
+        raise SettingError(f"the share of an adapter lies between 0 (the base model) and 1 (the adapter), got {share}")
+    if share != 1 and not can_be_merged(adapter):
         raise SettingError("a bottleneck adapter cannot be taken by a share; only replaced weights and LoRA can")
-    for name in bottlenecks:
-        try:
-            network.get_submodule(name)
-        except AttributeError:
-            raise WeightsError(f"the adapter {card.name} does not fit this model: it has no {name}") from None
-    for name, width in bottlenecks.items():
-        _put_bottleneck(network, name, width=width)
-        module = cast("Bottleneck", network.get_submodule(name))
-        for role, layer in ((_DOWN, module.down), (_UP, module.up)):
-            layer.weight.data = adapter.tensors[f"{role}{name}.weight"].to(layer.weight)
-            layer.bias.data = adapter.tensors[f"{role}{name}.bias"].to(layer.bias)
-    # Names inside an MLP that got a bottleneck have moved one level down.
-    changed = {_moved(name, bottlenecks): tensor for name, tensor in changed.items()}
-    network.load_state_dict(changed, strict=False)
+    folded = _folded(network, adapter, float(share))
+    bottlenecks = _bottlenecks(network, adapter)
+    # From here on nothing can fail.
+    network.load_state_dict(folded, strict=False)
+    for name, tensors in bottlenecks.items():
+        with torch.random.fork_rng(devices=[]):  # whoever loads a model does not expect its dice to roll
+            _put_bottleneck(network, name, width=len(tensors["down.weight"])).load_state_dict(tensors, strict=False)
     network.eval()
 
 
 def can_be_merged(adapter: Adapter) -> bool:
     """Whether it folds into the base model's own weights: all but bottlenecks do."""
-    return not any(key.startswith(_DOWN) for key in adapter.tensors)
+    return not any(key.startswith(_BESIDE) for key in adapter.tensors)
+
+
+def _folded(network: nn.Module, adapter: Adapter, share: float) -> dict[str, Tensor]:
+    """The tensors of the network that the adapter changes, as they become.
+
+    Computed in double precision, one product and one sum after the other: a matrix product would differ in its last
+    bit from one processor to the next, and with it the hash of the weights.
+    """
+    state = network.state_dict()
+    becoming: dict[str, Tensor] = {}
+    for key, tensor in adapter.tensors.items():
+        if not tensor.is_floating_point():
+            raise _damaged(adapter, f"{key} holds {tensor.dtype}, not real numbers")
+        role, _, name = key.partition(":")
+        if f"{role}:" == _REPLACED:
+            before = _fitting(state, name, tensor.shape).double()
+            becoming[name] = before + share * (tensor.double() - before) if share != 1 else tensor.double()
+        elif f"{role}:" not in _ROLES:
+            raise _damaged(adapter, f"{key} is none of {', '.join(_ROLES)}")
+    if not adapter.tensors:
+        raise _damaged(adapter, "it holds no tensors")
+    # A layer may be replaced and have LoRA beside it; then LoRA comes on top.
+    for name in _named(adapter, _LORA_A, _LORA_B):
+        thin, wide = adapter.tensors.get(_LORA_A + name), adapter.tensors.get(_LORA_B + name)
+        rank = adapter.card.trained.rank
+        if thin is None or wide is None or thin.ndim != 2 or wide.ndim != 2 or len(thin) != wide.shape[1]:
+            raise _damaged(adapter, f"{name} needs two matrices that fit together")
+        if len(thin) != rank:
+            raise _damaged(adapter, f"its card says rank {rank}, and {name} has {len(thin)}")
+        weight = f"{name}.weight"
+        before = _fitting(state, weight, torch.Size((wide.shape[0], thin.shape[1])))
+        change = torch.zeros(before.shape, dtype=torch.float64)
+        for column, row in zip(wide.double().T, thin.double(), strict=True):
+            change += column[:, None] * row
+        becoming[weight] = becoming.get(weight, before.double()) + share * adapter.card.trained.alpha / rank * change
+    result = {name: tensor.to(state[name].dtype) for name, tensor in becoming.items()}
+    for name, tensor in result.items():
+        _require_finite(adapter, name, tensor)
+    return result
+
+
+def _bottlenecks(network: nn.Module, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each bottleneck by the name of its MLP, as a `Bottleneck` names them."""
+    names = {key.partition(":")[2].rpartition(".")[0]: None for key in adapter.tensors if key.startswith(_BESIDE)}
+    if not names:
+        return {}
+    known = [name for root in _PLACES.values() for name in _mlps(network, root)]
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in names:
+        if name not in known or isinstance(network.get_submodule(name), Bottleneck):
+            raise WeightsError(
+                f"this adapter does not fit the model: it goes beside {name}, which is no MLP of the model's own"
+            )
+        channels, width = _first_linear(network.get_submodule(name)).in_features, adapter.card.trained.width
+        shapes = {
+            "down.weight": (width, channels),
+            "down.bias": (width,),
+            "up.weight": (channels, width),
+            "up.bias": (channels,),
+        }
+        found[name] = {}
+        for own, shape in shapes.items():
+            layer, _, kind = own.partition(".")
+            tensor = adapter.tensors.get(f"{layer}:{name}.{kind}")
+            if tensor is None or tuple(tensor.shape) != shape:
+                is_there = "is missing" if tensor is None else f"is {tuple(tensor.shape)}"
+                raise _damaged(adapter, f"{layer}:{name}.{kind} {is_there}, and the model needs {shape}")
+            _require_finite(adapter, f"{layer}:{name}.{kind}", tensor)
+            found[name][own] = tensor.float()
+    if extra := sum(key.startswith(_BESIDE) for key in adapter.tensors) - 4 * len(found):
+        raise _damaged(adapter, f"{extra} of its tensors belong to no bottleneck")
+    return found
+
+
+def _named(adapter: Adapter, *roles: str) -> list[str]:
+    """What stands behind these roles in the keys, each once."""
+    return list(dict.fromkeys(key.partition(":")[2] for key in adapter.tensors if key.startswith(roles)))
 
 
 def _fitting(state: Mapping[str, Tensor], name: str, shape: torch.Size) -> Tensor:
-    if name not in state:
+    if name not in state or not state[name].is_floating_point():
         raise WeightsError(f"this adapter does not fit the model: it changes {name}, which the model does not have")
     if state[name].shape != shape:
         raise WeightsError(
             f"this adapter does not fit the model: {name} is {tuple(shape)} there and {tuple(state[name].shape)} here"
         )
-    return state[name]
+    return state[name].cpu()
 
 
-def _role(name: str) -> str:
-    """The key of a trained parameter in the file."""
-    for mark, role in ((".lora_A.", _LORA_A), (".lora_B.", _LORA_B)):
-        if mark in name:
-            return role + name.partition(mark)[0].replace(".inner", "")
-    for mark, role in ((".down.", _DOWN), (".up.", _UP)):
-        if mark in name:
-            layer, _, kind = name.partition(mark)
-            return f"{role}{layer}.{kind}"
-    return _REPLACED + name.replace(".base_layer.", ".").replace(".inner.", ".")
+def _require_finite(adapter: Adapter, name: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise _damaged(adapter, f"{name} holds or becomes numbers that are not finite")
 
 
-def _moved(name: str, bottlenecks: Mapping[str, int]) -> str:
-    for layer in bottlenecks:
-        if name.startswith(f"{layer}."):
-            return f"{layer}.inner.{name.removeprefix(f'{layer}.')}"
-    return name
+def _damaged(adapter: Adapter, how: str) -> WeightsError:
+    return WeightsError(f"the adapter {adapter.card.name} is damaged: {how}; nothing was changed")
 
 
-def _put_bottleneck(network: nn.Module, name: str, *, width: int) -> None:
+def _key(network: nn.Module, name: str) -> str:
+    """What a parameter of a prepared network is called in the file: without the levels that were put in between."""
+    path: list[str] = []
+    module = network
+    *layers, own = name.split(".")
+    for layer in layers:
+        if isinstance(module, Bottleneck) and layer != "inner":
+            return f"{layer}:{'.'.join(path)}.{own}"
+        if _has_lora(module) and layer != "base_layer":
+            return f"{layer}:{'.'.join(path)}"
+        if not isinstance(module, Bottleneck) and not _has_lora(module):
+            path.append(layer)
+        module = module.get_submodule(layer)
+    return _REPLACED + ".".join((*path, own))
+
+
+def _put_bottleneck(network: nn.Module, name: str, *, width: int) -> Bottleneck:
     parent, _, own = name.rpartition(".")
     mlp = network.get_submodule(name)
-    if isinstance(mlp, Bottleneck):
-        return
-    first = next(module for module in mlp.modules() if isinstance(module, nn.Linear))
-    setattr(network.get_submodule(parent), own, Bottleneck(mlp, channels=first.in_features, width=width))
+    first = _first_linear(mlp)
+    added = Bottleneck(mlp, channels=first.in_features, width=width)
+    for layer in added.added:
+        layer.to(first.weight)  # drawn on the CPU, so that a seed gives the same on every device
+    setattr(network.get_submodule(parent), own, added)
+    return added
+
+
+def _first_linear(module: nn.Module) -> nn.Linear:
+    return next(each for each in module.modules() if isinstance(each, nn.Linear))
 
 
 def _mlps(network: nn.Module, root: str) -> list[str]:
@@ -291,35 +362,65 @@ def _mlps(network: nn.Module, root: str) -> list[str]:
 
 
 def _linear_layers(network: nn.Module, root: str, targets: Targets) -> list[str]:
+    """Names of the base model's linear layers below `root`, or of those that make queries and values."""
     below = network.get_submodule(root)
-    names = [name for name, module in below.named_modules() if isinstance(module, nn.Linear)]
-    if targets == "attention":
-        names = [name for name in names if name.rpartition(".")[2] in ("q_proj", "v_proj", "qkv")]
-    return [f"{root}.{name}" for name in names if not name.endswith((".down", ".up"))]
+    added = {id(layer) for module in below.modules() if isinstance(module, Bottleneck) for layer in module.added}
+    linear = {name: module for name, module in below.named_modules() if isinstance(module, nn.Linear)}
+    return [
+        f"{root}.{name}"
+        for name, module in linear.items()
+        if id(module) not in added and (targets == "linear" or name.rpartition(".")[2] in ("q_proj", "v_proj", "qkv"))
+    ]
 
 
-def _add_lora(network: nn.Module, layers: Sequence[str], trained: Trained) -> None:
+def _add_lora(network: nn.Module, roots: Sequence[str], trained: Trained) -> None:
     from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and few need it
 
-    if not layers:
-        raise SettingError("there is no linear layer here for LoRA to go beside")
-    moving = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    config = LoraConfig(
-        r=trained.rank, lora_alpha=math.ceil(trained.alpha), lora_dropout=0.0, target_modules=list(layers), bias="none"
-    )
+    frozen = [
+        name
+        for root in roots
+        for name in _linear_layers(network, root, trained.targets)
+        if not cast("nn.Linear", network.get_submodule(name)).weight.requires_grad
+    ]
+    if not frozen:
+        raise SettingError(
+            "no frozen linear layer is left for lora to go beside; leave lora out, or choose another where"
+        )
+    moving = {_key(network, name) for name, parameter in network.named_parameters() if parameter.requires_grad}
+    config = LoraConfig(r=trained.rank, lora_alpha=trained.alpha, lora_dropout=0.0, target_modules=frozen, bias="none")
     inject_adapter_in_model(config, network)
     # peft freezes everything but its own; what other parts freed stays free.
     for name, parameter in network.named_parameters():
-        if name.replace(".base_layer.", ".") in moving:
-            parameter.requires_grad_(requires_grad=True)
+        key = _key(network, name)
+        parameter.requires_grad = key in moving or key.startswith((_LORA_A, _LORA_B))
+
+
+def _has_lora(module: nn.Module) -> bool:
+    """Whether peft has put LoRA around this layer."""
+    if "peft" not in sys.modules:
+        return False  # then nothing can be of its making, and importing it takes seconds
+    from peft.tuners.lora import LoraLayer
+
+    return isinstance(module, LoraLayer)
+
+
+def _freed_whole(network: nn.Module, part: Part, trained: Trained) -> list[nn.Module]:
+    """The modules of which a part trains every weight."""
+    if part == "full":
+        return [network]
+    if part == "decoder":
+        return [network.get_submodule("prompt_decoder.mask_decoder")]
+    if part == "prompt-encoder":
+        return [network.get_submodule("prompt_decoder.prompt_encoder")]
+    return _last_blocks(network, trained.blocks) if part == "last-blocks" else []
 
 
 def _free_biases_and_norms(module: nn.Module) -> None:
     for child in module.modules():
-        is_norm = "norm" in type(child).__name__.lower()
+        is_norm = isinstance(child, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d)
         for name, parameter in child.named_parameters(recurse=False):
             if is_norm or name == "bias":
-                parameter.requires_grad_(requires_grad=True)
+                parameter.requires_grad = True
 
 
 def _last_blocks(network: nn.Module, count: int) -> list[nn.Module]:
@@ -343,10 +444,15 @@ def save(adapter: Adapter, path: Path, *, half: bool = False, overwrite: bool = 
     """Write an adapter, whole or not at all. With `half`, tensors are rounded to float16.
 
     Raises:
-        OutputError: the file exists and may not be replaced, or cannot be written.
+        OutputError: the file exists and may not be replaced, or cannot be written; or a weight is no finite number, or
+            not in float16.
     """
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; pass --overwrite to replace it")
+    for name, tensor in adapter.tensors.items():
+        if not bool(torch.isfinite(tensor.half() if half else tensor).all()):
+            why = " in float16; save it in full precision" if half else "; training has gone wrong, lower its rate"
+            raise OutputError(f"{name} of {adapter.card.name} holds numbers that are not finite{why}")
     content = {"format": FORMAT, "half": half, **asdict(adapter.card)}
     tensors = {
         name: (tensor.half() if half else tensor).detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -397,26 +503,17 @@ def read_card(path: Path) -> AdapterCard:
         )
     try:
         content = json.loads(text)
+        # Looked at first: what a newer palpate wrote may not look like a card here.
         if content["format"] > FORMAT:
             raise WeightsError(f"{path} was made by a newer palpate; update this one")
-        trained = {name: tuple(v) if isinstance(v, list) else v for name, v in content["trained"].items()}
-        return AdapterCard(
-            name=content["name"],
-            base=content["base"],
-            base_sha256=content["base_sha256"],
-            trained=Trained(**trained),
-            prompts=tuple(content["prompts"]),
-            summary=content["summary"],
-            data=content["data"],
-            licence=content["licence"],
-            seed=content["seed"],
-            recipe=content["recipe"],
-            metrics=content["metrics"],
-            versions=content["versions"],
-            command=content["command"],
+        return TypeAdapter(AdapterCard).validate_python(content)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)[:3]
         )
-    except (KeyError, TypeError, ValueError, SettingError) as error:
-        raise WeightsError(f"the card inside {path} is damaged ({error})") from error
+        raise WeightsError(f"the card inside {path} is damaged ({problems})") from None
+    except (KeyError, TypeError, ValueError, RecursionError, SettingError) as error:
+        raise WeightsError(f"the card inside {path} is damaged ({type(error).__name__}: {error})") from None
 
 
 def read(path: Path) -> Adapter:
