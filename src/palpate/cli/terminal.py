@@ -81,17 +81,16 @@ def bytes_of(text: str, option: str) -> int:
     return size
 
 
-def size_text(size: float) -> str:
+def size_text(size: int) -> str:
     """Bytes as people write them: 4.2 MB.
 
     >>> size_text(4_200_000)
     '4.2 MB'
     """
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    for unit, one in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= one:
+            return f"{size / one:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def cores() -> int:

@@ -80,6 +80,11 @@ def load(
     """
     chosen = card(model) if isinstance(model, str) else model
     path = stored(chosen.name) if weights is None else weights
+    made = None if adapter is None else adapters.read(adapter)
+    if made is not None and made.card.base != chosen.name:
+        raise WeightsError(
+            f"{adapter} is an adapter of {made.card.base}, not of {chosen.name}; give --model {made.card.base}"
+        )
     try:
         state = load_state(path, chosen)
     except WeightsError as error:
@@ -97,8 +102,7 @@ def load(
     assert isinstance(network, nn.Module)
     load_into(network, chosen.rename(state))
     prompts = chosen.prompts
-    if adapter is not None:
-        made = adapters.read(adapter)
+    if adapter is not None and made is not None:
         _check_base(made.card, chosen, found, adapter)
         adapters.applied(network, made)
         found = network_hash(network, chosen)
@@ -152,8 +156,6 @@ def network_hash(network: nn.Module, wanted: ModelCard) -> str:
 
 
 def _check_base(made: adapters.AdapterCard, wanted: ModelCard, found: str, path: Path) -> None:
-    if made.base != wanted.name:
-        raise WeightsError(f"{path} is an adapter of {made.base}, not of {wanted.name}; give --model {made.base}")
     if made.base_sha256 != found:
         raise WeightsError(
             f"{path} was made from other weights of {wanted.name} ({made.base_sha256[:12]}…) than these "

@@ -14,7 +14,7 @@ Whatever is left out has the default written below. What is misspelt is refused.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -217,18 +217,15 @@ def with_changes(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
     return result
 
 
-def _loss(given: Any) -> Loss:
+def _loss(given: Any) -> Loss | dict[str, Any]:
     if isinstance(given, Loss):
         return given
-    if isinstance(given, Mapping):
-        table = dict(given)
-        preset = table.pop("preset", None)
-        base = {"bce": 0.0, "dice": 0.0} if preset is None else vars(_preset(preset))
-        try:
-            return Loss(**{**base, **table})
-        except TypeError as error:
-            raise SettingError(f"[loss] of the recipe: {error}") from None
-    return _preset(given)
+    if not isinstance(given, Mapping):
+        return _preset(given)
+    table = dict(given)
+    preset = table.pop("preset", None)
+    _check_names("loss", table, ["preset", *Loss.__dataclass_fields__])
+    return {**({"bce": 0.0, "dice": 0.0} if preset is None else vars(_preset(preset))), **table}
 
 
 def _preset(name: object) -> Loss:
@@ -237,21 +234,21 @@ def _preset(name: object) -> Loss:
     return LOSSES[str(name)]
 
 
-def _trained(given: Any) -> Trained:
+def _trained(given: Any) -> Trained | dict[str, Any]:
     if isinstance(given, Trained):
         return given
-    if isinstance(given, str):
-        given = [given]
     table = dict(given) if isinstance(given, Mapping) else {"parts": given}
-    known = Trained.__dataclass_fields__
-    if unknown := [name for name in table if name not in known]:
-        raise SettingError(f"[trained] of the recipe has no {unknown[0]!r}; choose from {', '.join(known)}")
+    _check_names("trained", table, Trained.__dataclass_fields__)
     for name in ("parts", "where"):
         if isinstance(table.get(name), str):
             table[name] = [table[name]]
-        if isinstance(table.get(name), Sequence):
-            table[name] = tuple(table[name])
-    return Trained(**table)
+    return table
+
+
+def _check_names(section: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+    names = list(known)
+    if unknown := [name for name in table if name not in names]:
+        raise SettingError(f"[{section}] of the recipe has no {unknown[0]!r}; choose from {', '.join(names)}")
 
 
 def _said(problem: Mapping[str, Any]) -> str:
