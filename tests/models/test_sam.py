@@ -117,16 +117,39 @@ def test_a_prompt_makes_as_many_tokens_as_sam_was_trained_on(
     decoder: SamPromptDecoder, monkeypatch: pytest.MonkeyPatch, kind: str, tokens: int
 ) -> None:
     counted: list[int] = []
-    decode = decoder.mask_decoder.forward
+    attend = decoder.mask_decoder.transformer.forward
 
-    def count(*, sparse_prompt_embeddings: Tensor, **others: object) -> object:
-        counted.append(sparse_prompt_embeddings.shape[2])
-        return decode(sparse_prompt_embeddings=sparse_prompt_embeddings, **others)
+    def count(*, point_embeddings: Tensor, **others: object) -> object:
+        counted.append(point_embeddings.shape[2] - 5)  # one token of its own for the IoU, four for masks
+        return attend(point_embeddings=point_embeddings, **others)
 
-    monkeypatch.setattr(decoder.mask_decoder, "forward", count)
+    monkeypatch.setattr(decoder.mask_decoder.transformer, "forward", count)
     with torch.inference_mode():
         decoder.decode(embedding(), batch(1, **KINDS[kind]))
     assert counted == [tokens]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("multimask", [False, True])
+def test_masks_are_those_of_transformers_own_decoder(decoder: SamPromptDecoder, kind: str, multimask: bool) -> None:
+    seen, prompts = embedding(), batch(2, **KINDS[kind])
+    with torch.inference_mode():
+        found = decoder.decode(seen, prompts, multimask_output=multimask)
+        sparse, dense = decoder.prompt_encoder(
+            input_points=None if prompts.points is None else prompts.points[:, None],
+            input_labels=None if prompts.point_labels is None else prompts.point_labels[:, None],
+            input_boxes=None if prompts.boxes is None else prompts.boxes[:, None],
+            input_masks=prompts.masks,
+        )
+        logits, ious = decoder.mask_decoder(
+            image_embeddings=seen.features[prompts.image_index],
+            image_positional_embeddings=decoder.grid_positions().expand(2, -1, -1, -1),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense.expand(2, -1, -1, -1),
+            multimask_output=multimask,
+        )
+    torch.testing.assert_close(found.logits, logits[:, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.predicted_iou, ious[:, 0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 8])
