@@ -9,6 +9,7 @@ from hypothesis import settings
 
 # pytest loads this file before jaxtyping's hook is set, so nothing here may import palpate when it is loaded.
 if TYPE_CHECKING:
+    from command_line import Run
     from palpate.inference.session import Session
 
 # The networks of the tests are so small that threads would mostly wait for each other, for seconds on a busy machine.
@@ -35,6 +36,33 @@ def fake_session() -> "Session":
     from palpate.inference.session import Session
 
     return Session(FakeRuntime())
+
+
+@pytest.fixture
+def palpate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Run":
+    """The real command line, in this process: `palpate("predict", image, "--box", 1, 2, 3, 4)`, in an empty folder."""
+    from command_line import Answer
+    from palpate.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Answer:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return Answer(int(stop.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def weights() -> None:
+    """Skips where the real weights are not."""
+    from palpate.models.catalogue import stored
+
+    if not stored("lite-medsam").is_file():
+        pytest.skip("the LiteMedSAM weights are not here; `palpate models get lite-medsam` fetches them")
 
 
 @pytest.fixture(scope="session")

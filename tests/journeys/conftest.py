@@ -2,34 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Answer, Run
-
-
-@pytest.fixture
-def palpate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """The real command line, in this process: `palpate("predict", image, "--box", 1, 2, 3, 4)`, in an empty folder."""
-    from palpate.cli import main
-
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Answer:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return Answer(int(stop.value.code or 0), said.out, said.err)
-
-    return run
-
-
-@pytest.fixture
-def weights() -> None:
-    """Skips where the real weights are not."""
-    from palpate.models.catalogue import stored
-
-    if not stored("lite-medsam").is_file():
-        pytest.skip("the LiteMedSAM weights are not here; `palpate models get lite-medsam` fetches them")
-
 
 @pytest.fixture
 def ct_slice() -> Path:

@@ -90,9 +90,9 @@ def embed(
                 f"{encoded} encoded, {scenes - encoded} were there; {order.folder} holds {use.embeddings} embeddings, "
                 f"{size_text(use.bytes)} of {size_text(size)}"
             )
-        if needed > size:
+        if needed > size or use.embeddings < encoded:
             typer.echo(
-                f"note: these {scenes} embeddings need {size_text(needed)}, so some of them are gone again; give a "
-                "larger --max-size",
+                f"note: {size_text(size)} cannot hold these {scenes} embeddings, so some of them are gone again; give "
+                "a larger --max-size",
                 err=True,
             )

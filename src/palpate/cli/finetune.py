@@ -304,7 +304,11 @@ def _lines(made: Finetuned) -> list[tuple[str, str]]:
         best = made.card.metrics.get("best_step", 0)
         lines.append(("Dice on val", f"{after['mean']:.4f} at step {best}, {before['mean']:.4f} before training"))
         if best == 0:
-            lines.append(("note", "no step made it better, so the adapter changes nothing; see troubleshooting"))
+            lines.append(
+                ("note", "no step made it better, so the adapter changes nothing; see docs/how-to/finetune.md")
+            )
+    else:
+        lines.append(("note", "no image was left to validate with, so the last weights are the result, good or bad"))
     lines += [("log", str(made.folder / "log.csv")), ("samples", str(made.folder / "overlays"))]
     adapter = shlex.quote(str(made.adapter))
     lines.append(("use it", f"palpate predict IMAGE --box X0 Y0 X1 Y1 --adapter {adapter} -o mask.nii.gz"))

@@ -1,0 +1,282 @@
+"""`palpate finetune`: flags and files give one recipe, a run says how it goes, and mistakes are one sentence."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from command_line import Run
+from palpate.cli import finetune as verb
+from palpate.cli.finetune import Teller, parse_prompt, slices_of
+from palpate.errors import SettingError
+from palpate.training.finetune import Event
+
+QUICK = ("--model", "tiny", "--epochs", 1, "--steps", 2, "--batch", 2, "--device", "cpu", "--threads", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "recipe"),
+    [
+        ("standard", {"strategy": "standard"}),
+        ("jitter@0.1", {"strategy": "jitter", "severity": 0.1}),
+        ("jitter@0-0.25:2", {"strategy": "jitter", "severity": (0.0, 0.25), "share": 2.0}),
+        ("scale@-0.2--.1", {"strategy": "scale", "severity": (-0.2, -0.1)}),
+        ("box+points-3:0.5", {"strategy": "box+points-3", "share": 0.5}),
+    ],
+)
+def test_an_ingredient_of_the_mix_is_read(text: str, recipe: dict[str, Any]) -> None:
+    assert parse_prompt(text) == recipe
+
+
+@pytest.mark.parametrize(
+    "text", ["", "jitter@", "jitter@much", "jitter@0.1:", "jitter:a", "@0.1", "jitter@0.1-0.2-0.3"]
+)
+def test_what_is_no_ingredient_is_refused(text: str) -> None:
+    with pytest.raises(SettingError, match=r"write STRATEGY, STRATEGY@0\.1"):
+        parse_prompt(text)
+
+
+@given(
+    low=st.integers(-100, 100).map(lambda n: n / 100),
+    high=st.integers(-100, 100).map(lambda n: n / 100),
+    share=st.integers(0, 50).map(lambda n: n / 10),
+)
+def test_every_range_and_share_can_be_written(low: float, high: float, share: float) -> None:
+    found = parse_prompt(f"jitter@{low}-{high}:{share}")
+    assert found == {"strategy": "jitter", "severity": (low, high), "share": share}
+
+
+def test_slices_are_a_number_or_all() -> None:
+    assert slices_of("all") == "all"
+    assert slices_of("5") == 5
+    for text in ("0", "-1", "some", "2.5"):
+        with pytest.raises(SettingError, match="or all"):
+            slices_of(text)
+
+
+def test_flags_change_the_file_and_the_file_what_is_usual(
+    palpate: Run, tiny: object, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        'model = "tiny"\nepochs = 7\nsteps = 1\nbatch = 2\ntrained = "lora"\nloss = { bce = 2, iou = 1 }\n'
+        "[data]\npath = 'pictures'\nslices_per_volume = 'all'\n"
+        "[[prompts]]\nstrategy = 'standard'\n[optimiser]\nrate = 0.5\nclip = 1.0\n"
+    )
+    flags = ("--epochs", 1, "--rank", 2, "--rate", 0.001, "--prompts", "jitter@0-0.2:2,standard", "--half")
+    more = ("--flips", "x,y", "--crops", 1, "--leave-out", "a,b", "--leave-out", "c", "--device", "cpu")
+    answer = palpate("finetune", "recipe.toml", *flags, *more, "-o", "run", "--json")
+    assert answer.status == 0, answer.err
+    recipe = answer.json["card"]["recipe"]
+    assert (recipe["epochs"], recipe["steps"], recipe["batch"]) == (1, 1, 2)
+    assert (recipe["trained"]["parts"], recipe["trained"]["rank"]) == (["lora"], 2)
+    assert (recipe["loss"]["bce"], recipe["loss"]["dice"], recipe["loss"]["iou"]) == (2, 0, 1)
+    assert (recipe["optimiser"]["rate"], recipe["optimiser"]["clip"]) == (0.001, 1.0)
+    assert [one["strategy"] for one in recipe["prompts"]] == ["jitter", "standard"]
+    assert recipe["prompts"][0] == {"strategy": "jitter", "severity": [0.0, 0.2], "share": 2.0}
+    data = recipe["data"]
+    assert (data["flips"], data["crops"], data["leave_out"]) == (["x", "y"], 1, ["a", "b", "c"])
+    assert data["slices_per_volume"] is None
+    assert recipe["half"]
+
+
+def test_a_run_from_flags_says_how_it_goes_and_what_to_do_with_it(palpate: Run, tiny: object, pictures: Path) -> None:
+    answer = palpate("finetune", "--data", pictures, *QUICK, "-o", "run", "--summary", "disks", "--licence", "CC0-1.0")
+    assert answer.status == 0, answer.err
+    lines = answer.err.splitlines()
+    assert "5 scenes, 2 steps of 2 objects: about" in lines[0]
+    assert lines[1].startswith("epoch 0: Dice ")
+    assert lines[2].startswith("epoch 1: Dice ")
+    assert "--adapter run/adapter.safetensors" in answer.out
+    assert Path("run/adapter.safetensors").is_file()
+    record = json.loads(Path("run/run.json").read_text())
+    assert record["command"].startswith("palpate finetune --data")
+
+    told = palpate("models", "show", "run/adapter.safetensors")
+    for words in ("disks", "CC0-1.0", "tiny (weights", "decoder", "5 images to train on", "palpate finetune --data"):
+        assert words in told.out
+    again = palpate("finetune", "--data", pictures, *QUICK, "-o", "run", "--summary", "disks", "--licence", "CC0-1.0")
+    assert again.status == 0
+    assert "finished" in again.err
+    other = palpate("finetune", "--data", pictures, *QUICK, "-o", "run", "--seed", 1)
+    assert other.status == 2
+    assert "--overwrite" in other.err
+
+
+def test_an_adapter_is_taken_by_predict_and_evaluate_whatever_the_option(
+    palpate: Run, tiny: object, pictures: Path
+) -> None:
+    assert palpate("finetune", "--data", pictures, *QUICK, "-o", "run").status == 0
+    box = ("predict", pictures / "images/p0.png", "--box", 7, 9, 25, 27, "--json")
+    answers = [
+        palpate(*box, "--model", "tiny", "--adapter", "run/adapter.safetensors").json,
+        palpate(*box, "--model", "run/adapter.safetensors").json,
+    ]
+    assert answers[0]["model"] == "tiny + run"
+    assert answers[0] == answers[1]
+    assert answers[0]["weights_hash"] != palpate(*box, "--model", "tiny").json["weights_hash"]
+
+    asked = ("evaluate", pictures, "--protocol", "standard", "--worst", 0, "--workers", 1, "--json", "--cases", 2)
+    cached = (*asked, "--cache", "embeddings")
+    first = palpate(*cached, "--model", "run/adapter.safetensors", "-o", "first")
+    assert first.status == 0, first.err
+    assert first.json["record"]["weights_hash"] == answers[0]["weights_hash"]
+    kept = {path: path.read_bytes() for path in Path("embeddings").rglob("*.safetensors")}
+    assert len(kept) == 2
+    # The decoder alone was trained, so the released model finds the same embeddings.
+    assert palpate(*cached, "--model", "tiny", "-o", "released").status == 0
+    assert {path: path.read_bytes() for path in Path("embeddings").rglob("*.safetensors")} == kept
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ("--model", "lite-medsam", "--adapter", "run/adapter.safetensors"),
+            "is an adapter of tiny, not of lite-medsam",
+        ),
+        (("--adapter", "none.safetensors", "--model", "tiny"), "there is no file none.safetensors"),
+        (("--model", "none.safetensors"), "there is no file none.safetensors"),
+        (
+            ("--model", "whole.safetensors"),
+            "whole.safetensors is no adapter of palpate; give whole checkpoints with --w",
+        ),
+        (("--model", "text.safetensors"), "cut short, damaged or no safetensors file"),
+        (("--model", "tiny", "--weights", "run/adapter.safetensors"), "is an adapter and no whole checkpoint"),
+        (
+            ("--model", "tiny", "--weights", "other.safetensors", "--adapter", "run/adapter.safetensors"),
+            "other weights",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_one_sentence(
+    palpate: Run, trained: Path, pictures: Path, verb: str, options: tuple[str, ...], words: str
+) -> None:
+    asked = ("--box", 7, 9, 25, 27) if verb == "predict" else ("--workers", 1)
+    source = pictures / "images/p0.png" if verb == "predict" else pictures
+    answer = palpate(verb, source, *asked, *options, "-o", "out.png" if verb == "predict" else "out")
+    assert answer.status == 1
+    assert answer.err.startswith("error: ")
+    assert answer.err.count("\n") == 1
+    assert words in answer.err
+    assert not list(Path.cwd().glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "words"),
+    [
+        ("modle = 'tiny'\n[data]\npath = 'p'", (), "modle is not known"),
+        ("[data]\npath = 'p'\nflip = ['x']", (), "data.flip is not known"),
+        ("epochs = 3", (), "data is missing"),
+        ("epochs = ", (), "is no TOML file"),
+        ("[data]\npath = 'p'", ("--epochs", "0"), "epochs"),
+        ("[data]\npath = 'p'", ("--prompts", "jiter"), "jiter"),
+        ("[data]\npath = 'p'", ("--prompts", "jitter@0.1@0.2"), "--prompts"),
+        ("[data]\npath = 'p'", ("--prompts", "jitter@3"), "severity"),
+        ("[data]\npath = 'p'", ("--loss", "dise"), "there is no loss 'dise'"),
+        ("[data]\npath = 'p'", ("--trained", "decoder,encoder"), "trained.parts.1: Input should be 'decoder'"),
+        ("trained = {parts = 'lora', rank = 'high'}\n[data]\npath = 'p'", (), "trained.rank"),
+        ("trained = {part = 'lora'}\n[data]\npath = 'p'", (), "[trained] of the recipe has no 'part'"),
+        ("loss = {bce = 'much'}\n[data]\npath = 'p'", (), "loss.bce"),
+        ("loss = {bec = 1}\n[data]\npath = 'p'", (), "[loss] of the recipe has no 'bec'"),
+        ("[data]\npath = 'p'", ("--slices-per-volume", "few"), "or all"),
+        ("[data]\npath = 'p'", ("--max-size", "much"), "20GB"),
+        ("[data]\npath = 'p'", (), "p"),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence(
+    palpate: Run, tmp_path: Path, content: str, flags: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "recipe.toml").write_text(content + "\n")
+    answer = palpate("finetune", "recipe.toml", *flags, "-o", "run")
+    assert answer.status == 2
+    assert answer.err.startswith("error: ")
+    assert answer.err.count("\n") == 1
+    assert words in answer.err
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-o", "run"), "--data DATA"),
+        (("none.toml", "-o", "run"), "cannot read the recipe none.toml"),
+        ((".", "-o", "run"), "write --data ."),
+        (("manifest.csv", "-o", "run"), "write --data manifest.csv"),
+        (("recipe.toml",), "-o RUN"),
+    ],
+)
+def test_what_is_missing_is_said(palpate: Run, arguments: tuple[str, ...], words: str) -> None:
+    answer = palpate("finetune", *arguments)
+    assert answer.status == 2
+    assert words in answer.err
+
+
+def test_an_interrupt_says_that_nothing_is_lost(
+    palpate: Run, tiny: object, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("finetune", "--data", pictures, *QUICK, "-o", "run")
+
+    def tell(self: Teller, event: Event) -> None:
+        if event.kind == "step":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Teller, "__call__", tell)
+        stopped = palpate(*asked)
+    assert stopped.status == 130
+    assert stopped.err == "interrupted; the same command goes on where it was\n"
+    on = palpate(*asked)
+    assert on.status == 0, on.err
+    assert "going on after step 1 of 2" in on.err
+
+
+def test_a_log_file_gets_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.0, 10.0, 40.0, 50.0, 60.0, 200.0])
+    monkeypatch.setattr(verb.time, "monotonic", lambda: next(seconds))
+    teller = pickle.loads(pickle.dumps(Teller()))
+    for done in range(3):  # at 0, 10 and 40 seconds
+        teller(Event("embedding", "encoding", done, 4))
+    teller(Event("estimate", "about 3 minutes"))
+    for done in (1, 2, 3):  # at 50, 60 and 200 seconds
+        teller(Event("step", "loss 0.5", done, 100, {"seconds_left": 3661.0}))
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "encoded 2 of 4 images, 0:40 to go",
+        "about 3 minutes",
+        "step 3 of 100, loss 0.5, 1:01:01 to go",
+    ]
+
+
+def test_a_terminal_gets_a_bar_and_lines_above_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    teller = Teller()
+    try:
+        teller(Event("embedding", "encoding", 1, 4))
+        teller(Event("estimate", "about [3] minutes"))
+        teller(Event("step", "loss 0.5000", 7, 100, {"seconds_left": 125.0}))
+        teller(Event("finished", "100 steps"))
+    finally:
+        teller.close()
+    said = capsys.readouterr().err
+    for words in (
+        "encoding",
+        "1/4",
+        "about [3] minutes\n",
+        "training",
+        "7/100",
+        "loss 0.5000",
+        "2:05 to go",
+        "100 steps",
+    ):
+        assert words in said
