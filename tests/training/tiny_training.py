@@ -1,7 +1,7 @@
 """A model of 40 thousand parameters and ten phantoms: a whole fine-tuning run in a second or two.
 
 Other processes need the model as well. It is put into the catalogue by `register`, which a `Listener` from here does
-wherever it is unpickled, and which this file does when it is run: `python tiny_training.py RECIPE.json RUN ...`.
+wherever it is unpickled, and which this file does when it is run: `python tiny_training.py RECIPE RUN ...`.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class Listener:
 
 
 def main() -> None:
-    """RECIPE.json RUN [devices [what to do at which event]]: `9@7` kills the process at the seventh event."""
-    from palpate.training.finetune import finetune
+    """RECIPE RUN [devices [SIGNAL@NUMBER]]: 9@7 kills the process at the seventh step or validation."""
+    from palpate.training.finetune import Event, finetune
     from palpate.training.recipe import recipe_from
 
     register()
@@ -120,9 +120,9 @@ def main() -> None:
     signal_number, at = (int(part) for part in more[1].split("@")) if len(more) > 1 else (0, -1)
     seen = 0
 
-    def listener(_event: object) -> None:
+    def listener(event: Event) -> None:
         nonlocal seen
-        seen += 1
+        seen += event.kind in ("step", "validation")
         if seen == at:
             os.kill(os.getpid(), signal_number)
 

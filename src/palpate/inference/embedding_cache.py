@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ DEFAULT_MAX_BYTES = 20 * 10**9
 
 _ROOM_AFTER_PRUNING = 0.9
 
+_LOOK_AFTER = 0.02
+"""How much of the bound a process writes before it looks what others wrote."""
+
+_ABANDONED_SECONDS = 600.0
+"""After this long, half a file belongs to a process that was killed."""
+
 
 def default_folder() -> Path:
     """Where embeddings are kept unless told otherwise: beside the weights, in palpate's cache folder."""
@@ -51,7 +58,8 @@ class Use:
 class EmbeddingCache:
     """A folder of embeddings, bounded, for any number of processes.
 
-    `max_bytes` bounds the folder: when it is passed, those that were not used for longest go first. In `float16` an
+    `max_bytes` bounds the folder: when it is passed, those that were not used for longest go first. Each process looks
+    around after every fiftieth part of it, so many that write at once may pass it by that much each. In `float16` an
     embedding takes half the room (2 MiB for LiteMedSAM) and comes back rounded to 11 bits of mantissa; `float32` gives
     back what was put. The two never answer for each other.
 
@@ -68,7 +76,8 @@ class EmbeddingCache:
         self.folder = folder
         self.max_bytes = max_bytes
         self.precision = precision
-        self._written: int | None = None  # bytes in the folder as far as this process knows; None before the first look
+        self._seen: int | None = None  # bytes in the folder when this process last looked
+        self._written = 0  # and what it wrote since
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,7 +95,9 @@ class EmbeddingCache:
             stored = safetensors.numpy.load_file(path)
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, ValueError):
+        except OSError:  # too many open files, a share that is gone: the file itself may be sound
+            return None
+        except (SafetensorError, ValueError):
             with suppress(OSError):
                 path.unlink()
             return None
@@ -109,7 +120,7 @@ class EmbeddingCache:
         path = self._path(key)
         half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 half.write_bytes(data)
                 half.replace(path)
@@ -120,8 +131,10 @@ class EmbeddingCache:
                 f"cannot keep an embedding in {self.folder} ({error.strerror or error}); choose another folder with "
                 "--cache, or make room"
             ) from error
-        self._written = self.use().bytes if self._written is None else self._written + len(data)
-        if self._written > self.max_bytes:
+        self._written += len(data)
+        if self._seen is None or self._written > _LOOK_AFTER * self.max_bytes:
+            self._seen, self._written = self.use().bytes, 0
+        if self._seen + self._written > self.max_bytes:
             self.prune()
 
     def use(self) -> Use:
@@ -132,12 +145,15 @@ class EmbeddingCache:
     def prune(self) -> int:
         """Remove those not used for longest until a tenth of `max_bytes` is free; how many went.
 
-        Another process may prune at the same time: one of them does it.
+        Another process may prune at the same time: one of them does it. What a killed process left half written goes
+        as well.
         """
         removed = 0
         with _alone(self.folder / "lock") as first:
             files = self._files()
             total = sum(size for _, _, size in files)
+            if first:
+                self._remove_abandoned()
             if first and total > self.max_bytes:
                 for _, path, size in sorted(files):
                     if total <= _ROOM_AFTER_PRUNING * self.max_bytes:
@@ -145,9 +161,15 @@ class EmbeddingCache:
                     with suppress(OSError):
                         path.unlink()
                         removed += 1
-                    total -= size
-        self._written = total
+                        total -= size
+        self._seen, self._written = total, 0
         return removed
+
+    def _remove_abandoned(self) -> None:
+        for path in self.folder.glob("[0-9a-f][0-9a-f]/.*.part"):
+            with suppress(OSError):
+                if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                    path.unlink()
 
     def _path(self, key: str) -> Path:
         suffix = ".half.safetensors" if self.precision == "float16" else ".safetensors"

@@ -1,14 +1,16 @@
-"""Checkpoints that survive a power cut: written beside, flushed to the disk, renamed, and the last two are kept."""
+"""Checkpoints that survive a power cut: written beside, flushed to the disk, renamed, and the last two are kept.
+
+FOLDER/step-00001200-9f0c21d4e6a8b357.pt       the step, and the first 16 digits of the file's own SHA-256
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import pickle
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
@@ -23,8 +25,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
     """
-    path = folder / f"step-{step:08d}.pt"
-    half = folder / f".{path.name}.part"
+    half = folder / f".step-{step:08d}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -32,10 +33,15 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
                 torch.save(dict(state), stream)
                 stream.flush()
                 os.fsync(stream.fileno())
+            path = folder / f"step-{step:08d}-{_digest(half)}.pt"
             half.replace(path)
         finally:
             half.unlink(missing_ok=True)
         _flush(folder)
+        # Also what a process that was killed left half written.
+        same = [old for old in _checkpoints(folder) if old.name[:13] == path.name[:13] and old != path]
+        for old in (*same, *folder.glob(".step-*.part")):
+            old.unlink(missing_ok=True)
         for old in _checkpoints(folder)[:-KEPT]:
             old.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
@@ -44,13 +50,18 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     return path
 
 
+def exist(folder: Path) -> bool:
+    """Whether there are checkpoints, sound or not."""
+    return bool(_checkpoints(folder))
+
+
 def latest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, or None; a damaged one is passed over for the one before."""
+    """The newest checkpoint that is sound, or None; a damaged one is passed over for the one before."""
     for path in reversed(_checkpoints(folder)):
-        with suppress(OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, BadZipFile):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if isinstance(state, dict):
-                return state
+        with suppress(OSError):
+            # torch itself reads flipped bits without a word.
+            if _digest(path) == path.stem[-16:]:
+                return torch.load(path, map_location="cpu", weights_only=True)
     return None
 
 
@@ -63,7 +74,12 @@ def clear(folder: Path) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-" + "[0-9]" * 8 + ".pt"))
+    return sorted(folder.glob("step-" + "[0-9]" * 8 + "-" + "[0-9a-f]" * 16 + ".pt"))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _flush(folder: Path) -> None:

@@ -565,6 +565,8 @@ class _Run:
         """Take up the last checkpoint, if there is one."""
         kept = checkpoint.latest(self.folder.checkpoints)
         if kept is None:
+            if checkpoint.exist(self.folder.checkpoints):
+                self._say("resumed", "no checkpoint can be read any more, so the run begins anew", 0, self.total)
             return
         if kept.get("format") != CHECKPOINT_FORMAT:
             raise OutputError(

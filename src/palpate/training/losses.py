@@ -48,9 +48,10 @@ def focal_loss(
 ) -> Float[Tensor, " item"]:
     """Cross-entropy weighted by (1 - p)^gamma, p the probability given to the truth; alpha on the object, 1 - alpha
     beside it; the mean over pixels. Lin et al. 2017, arXiv 1708.02002, equation (5)."""
-    s = logits.sigmoid()
+    # (1 - s)^gamma as exp(gamma log(1 - s)): for gamma below 1 the power itself has an infinite slope at 0.
     on, beside = -logsigmoid(logits), -logsigmoid(-logits)
-    loss = alpha * target * (1 - s) ** gamma * on + (1 - alpha) * (1 - target) * s**gamma * beside
+    missed, alarmed = (-gamma * beside).exp(), (-gamma * on).exp()
+    loss = alpha * target * missed * on + (1 - alpha) * (1 - target) * alarmed * beside
     return loss.mean(dim=(1, 2))
 
 
