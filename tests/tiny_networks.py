@@ -1,8 +1,5 @@
 """Networks small enough for tests: the whole path in milliseconds, with random weights that are always the same."""
 
-import copy
-from functools import cache
-
 import torch
 
 from palpate.models.frame import Frame
@@ -12,11 +9,6 @@ from palpate.models.sam import SamPromptDecoder
 
 def tiny_lite_medsam() -> LiteMedSAM:
     """A LiteMedSAM of 40 thousand parameters on a canvas of 64 x 64."""
-    return copy.deepcopy(_made())
-
-
-@cache
-def _made() -> LiteMedSAM:
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(0)
     model = LiteMedSAM(

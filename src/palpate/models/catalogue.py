@@ -1,22 +1,31 @@
 """What models there are: one card each, in one tuple. Importing this reads no network and no torch.
 
-Printing `CARDS` is `palpate models`. To add a model: one file beside this one, one card here, one parity test.
+Printing `CARDS` is `palpate models`. To add a model: one file beside this one, one card here, one parity test. To add
+one that palpate trained itself: its adapter in `released/`, and `adapted` makes the card from that of its base.
 """
 
 import difflib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palpate.errors import UnknownModel
 from palpate.models.frame import LITE_MEDSAM_FRAME, Frame
-from palpate.models.promptable import PromptableModel, PromptSupport, WeightsSource
+from palpate.models.promptable import PromptableModel, PromptKind, PromptSupport, WeightsSource
 
 if TYPE_CHECKING:
     from palpate.models.lite_medsam import LiteMedSAM
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """How a model is made of another one: an adapter file, folded into the weights of `base`."""
+
+    base: "ModelCard"
+    adapter: Path
 
 
 @dataclass(frozen=True)
@@ -25,8 +34,11 @@ class ModelCard:
 
     `build` gives the network with random weights and imports torch when it is called. `layout` is the kind of file
     that its weights come in, as `weights.recognise` names it; `rename` turns that file's names into the
-    network's, `restore` goes the way back. `content_sha256` is the hash of the released tensors themselves (`weights.content_hash`), whatever
-    file they are in; `weights.sha256` is that of the file as published.
+    network's, `restore` goes the way back. `content_sha256` is the hash of the released tensors themselves
+    (`weights.content_hash`), whatever file they are in; `weights.sha256` is that of the file as published.
+
+    With `made_from`, `weights` are those of the base, and `content_sha256` is the hash of what comes out when the
+    adapter has been folded in.
     """
 
     name: str
@@ -43,6 +55,12 @@ class ModelCard:
     licence: str
     paper: str
     arxiv: str
+    made_from: Adapted | None = None
+
+    @property
+    def origin(self) -> "ModelCard":
+        """The model whose weights have to be fetched: this one, or the one it was made from."""
+        return self if self.made_from is None else self.made_from.base.origin
 
 
 def _lite_medsam() -> "LiteMedSAM":
@@ -63,7 +81,37 @@ def _to_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
     return to_segment_anything(state)
 
 
-CARDS = (
+RELEASED = Path(__file__).with_name("released")
+"""The folder of the adapters that palpate brings along."""
+
+
+def adapted(
+    base: ModelCard,
+    adapter: Path,
+    *,
+    name: str,
+    summary: str,
+    content_sha256: str,
+    trained: tuple[PromptKind, ...] = (),
+    licence: str | None = None,
+) -> ModelCard:
+    """The card of a model that is `base` with an adapter folded in.
+
+    `trained` are the kinds of prompts that the adapter was trained with beside those of its base. The licence is the
+    base's unless another is given. `content_sha256` is the `weights_hash` of `weights.load(base, adapter=adapter)`.
+    """
+    return replace(
+        base,
+        name=name,
+        summary=summary,
+        content_sha256=content_sha256,
+        prompts=base.prompts.also_trained_with(trained),
+        licence=licence or base.licence,
+        made_from=Adapted(base, adapter),
+    )
+
+
+CARDS: tuple[ModelCard, ...] = (
     ModelCard(
         name="lite-medsam",
         summary="MedSAM distilled into a small encoder; boxes on 2D images of any modality, without a GPU",
@@ -123,5 +171,9 @@ def home() -> Path:
 
 
 def stored(name: str) -> Path:
-    """The file where the weights of the model `name` lie, or would lie once they are fetched."""
-    return home() / "weights" / f"{name}.safetensors"
+    """The file where the weights of the model `name` lie, or would lie once they are fetched.
+
+    For a model made from another one it is the other's.
+    """
+    origin = next((candidate.origin.name for candidate in CARDS if candidate.name == name), name)
+    return home() / "weights" / f"{origin}.safetensors"

