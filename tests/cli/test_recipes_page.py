@@ -1,0 +1,78 @@
+"""The page on recipes tells the truth: every key there is, none that is not, and the defaults."""
+
+import json
+import re
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from palpate.models.adapters import Part, Trained, Where
+from palpate.training.losses import LOSSES, Loss
+from palpate.training.recipe import (
+    DataRecipe,
+    OptimiserRecipe,
+    PromptRecipe,
+    Recipe,
+    ValidationRecipe,
+    recipe_from,
+)
+
+PAGE = (Path(__file__).parents[2] / "docs/reference/recipes.md").read_text(encoding="utf-8")
+
+
+def _table(heading: str) -> dict[str, str]:
+    """Keys and their defaults as the page has them."""
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section, flags=re.MULTILINE))
+
+
+def _shown(text: str) -> Any:
+    """The value of a default on the page."""
+    return None if text == "none" else tomllib.loads(f"value = {text.strip('`')}")["value"]
+
+
+@pytest.mark.parametrize(
+    ("heading", "wanted"),
+    [
+        ("[data]", DataRecipe(path="p").model_dump(mode="json")),
+        ("[[prompts]]", PromptRecipe(strategy="standard").model_dump(mode="json")),
+        ("[optimiser]", OptimiserRecipe().model_dump(mode="json")),
+        ("[validation]", ValidationRecipe().model_dump(mode="json")),
+        ("[trained]", json.loads(json.dumps(asdict(Trained())))),
+        ("[loss]", asdict(Loss())),
+        ("The file itself", recipe_from({"data": {"path": "p"}}).described()),
+    ],
+)
+def test_every_key_and_default_is_on_the_page(heading: str, wanted: dict[str, Any]) -> None:
+    table = _table(heading)
+    assert table.keys() == wanted.keys()
+    for key, text in table.items():
+        if text in ("required", "section"):
+            continue
+        shown = _shown(text)
+        if key == "prompts":  # what is left out there has its own default
+            shown = [PromptRecipe.model_validate(one).model_dump(mode="json") for one in shown]
+        assert shown == wanted[key], key
+
+
+def test_required_is_what_cannot_be_left_out() -> None:
+    sections = {"[data]": DataRecipe, "[[prompts]]": PromptRecipe, "The file itself": Recipe}
+    for heading, model in sections.items():
+        required = {name for name, field in model.model_fields.items() if field.is_required()}
+        assert {key for key, text in _table(heading).items() if text == "required"} == required
+
+
+def test_the_recipes_on_the_page_hold_together() -> None:
+    examples = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(examples) == 2
+    longer = [recipe_from(tomllib.loads(text)) for text in examples][1]
+    assert longer.prompts[0].severity == (0.0, 0.25)
+    assert (longer.loss.iou, longer.loss.teacher) == (1.0, 0.5)
+
+
+def test_every_named_loss_and_part_is_on_the_page() -> None:
+    assert all(f'`"{name}"`' in PAGE for name in LOSSES)
+    assert all(f"`{name}`" in PAGE for name in (*get_args(Part), *get_args(Where)))
