@@ -337,3 +337,51 @@ class TestLogitsComeHome:
         rows, columns = LITE_MEDSAM_FRAME.content_shape((30, 50))
         logits[:rows, :columns] = -1
         assert np.allclose(LITE_MEDSAM_FRAME.image(logits, (30, 50)), -1)
+
+
+class TestTargets:
+    """What logits are compared with in training."""
+
+    @given(shapes, st.floats(0.2, 0.8), st.floats(0.2, 0.8), st.sampled_from([256, 64]))
+    def test_it_covers_as_much_of_the_grid_as_the_object_of_the_image(
+        self, shape: tuple[int, int], across: float, down: float, mask_size: int
+    ) -> None:
+        frame = Frame(size=256, mask_size=mask_size)
+        mask = disk(shape, centre=(across * shape[1], down * shape[0]), radius=max(1, min(shape) / 4))
+        rows, columns = (max(1, extent * mask_size // 256) for extent in frame.content_shape(shape))
+        target = frame.target(mask)
+        assert target.shape == (mask_size, mask_size)
+        assert not target[rows:].any()
+        assert not target[:, columns:].any()
+        assert 0 <= target.min() <= target.max() <= 1
+        # A cell that the outline crosses may be rounded to a 255th, and enlarging puts borders on whole pixels.
+        outline = 4 * (rows + columns)
+        assert abs(target.sum() - mask.mean() * rows * columns) <= max(2, 0.05 * outline)
+
+    @given(
+        st.one_of(
+            st.tuples(st.integers(40, 700), st.integers(40, 700)),
+            st.sampled_from(((40, 900), (900, 40), (64, 64), (255, 257), (256, 256), (1000, 1000))),
+        ),
+        st.floats(0.3, 0.7),
+        st.floats(0.3, 0.7),
+        st.sampled_from([256, 64]),
+    )
+    def test_logits_that_equal_it_come_home_to_the_object(
+        self, shape: tuple[int, int], across: float, down: float, mask_size: int
+    ) -> None:
+        frame = Frame(size=256, mask_size=mask_size)
+        mask = disk(shape, centre=(across * (shape[1] - 1), down * (shape[0] - 1)), radius=min(shape) / 4)
+        home = frame.image(frame.target(mask) - 0.5, shape) > 0
+        for found, true in zip(np.nonzero(home), np.nonzero(mask), strict=True):
+            # Half a pixel of the coarser of the two grids.
+            assert abs(found.mean() - true.mean()) < 0.5 * max(1, max(shape) / mask_size)
+
+    def test_a_half_covered_cell_is_a_half(self) -> None:
+        # 8 x 8 pixels on 4 x 4 cells; the object ends in the middle of the second column of cells.
+        target = Frame(size=4, mask_size=4).target(rectangle((8, 8), 0, 0, 2, 7))
+        assert np.allclose(target[:, :3], [[1, 0.5, 0]] * 4, atol=1 / 255)
+
+    def test_of_nothing_it_is_nothing_and_of_everything_the_content(self) -> None:
+        assert not LITE_MEDSAM_FRAME.target(empty((30, 50))).any()
+        assert LITE_MEDSAM_FRAME.target(np.ones((128, 256), dtype=bool)).sum() == 128 * 256

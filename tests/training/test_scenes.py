@@ -1,0 +1,127 @@
+"""Views of images and of their labels agree, pixel by pixel, and are the same ones each time."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from palpate.datasets import Case, LabelledImage
+from palpate.errors import SettingError
+from palpate.images import Image
+from palpate.images.geometry import affine_from_spacing
+from palpate.models.frame import Frame
+from palpate.training.scenes import CROP_SIDES, Sight, View, Views, rng_for, sights_of
+from phantoms import column, disk, rectangle
+
+FRAME = Frame(size=32, mask_size=32)
+EVERY_VIEW = Views(flips=("x", "y", "xy"), crops=3, seed=1)
+
+
+def read_arrays(case: Case) -> LabelledImage:
+    with np.load(case.image) as arrays:
+        return LabelledImage(
+            Image(arrays["image"], affine_from_spacing((1.0, 1.0, 1.0)), modality="photo"), arrays["labels"]
+        )
+
+
+def case_of(folder: Path, image: np.ndarray, labels: np.ndarray, name: str = "a") -> Case:
+    path = folder / f"{name}.npz"
+    np.savez(path, image=image, labels=labels)
+    return Case("phantoms", name, name, path, path, read_arrays)
+
+
+def sights(case: Case, views: Views | None = None, **more: int) -> list[Sight]:
+    return list(sights_of(case, frame=FRAME, encoder_hash="e", views=views, **more))
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Case:
+    """Every pixel has a grey of its own, and the label says which grey: label 1 above 100, label 2 above 180."""
+    image = np.arange(15 * 17, dtype=np.uint8).reshape(15, 17)
+    return case_of(tmp_path, image, (image > 100).astype(np.uint8) + (image > 180))
+
+
+class TestViews:
+    def test_image_and_labels_are_seen_alike(self, numbered: Case) -> None:
+        found = sights(numbered, EVERY_VIEW)
+        assert len(found) == len(EVERY_VIEW) == 7
+        for sight in found:
+            assert sight.pixels.shape == sight.scene.shape
+            assert np.array_equal(sight.scene.labels, (sight.pixels > 100).astype(np.uint8) + (sight.pixels > 180))
+            for region in sight.scene.regions:
+                assert np.array_equal(sight.scene.mask(region), region.mask(sight.scene.labels))
+
+    def test_flips_are_flips(self) -> None:
+        pixels = np.array([[1, 2, 3], [4, 5, 6]])
+        assert View(flip_x=True).of(pixels).tolist() == [[3, 2, 1], [6, 5, 4]]
+        assert View(flip_y=True).of(pixels).tolist() == [[4, 5, 6], [1, 2, 3]]
+        assert View(flip_x=True, flip_y=True).of(pixels).tolist() == [[6, 5, 4], [3, 2, 1]]
+
+    def test_colours_stay_where_they_are(self) -> None:
+        pixels = np.arange(2 * 3 * 3).reshape(2, 3, 3)
+        assert np.array_equal(View(flip_x=True).of(pixels)[0, 0], pixels[0, 2])
+
+    def test_a_crop_holds_both_its_ends(self) -> None:
+        pixels = np.arange(20).reshape(4, 5)
+        assert View(crop=(1, 2, 0, 3)).of(pixels).tolist() == [[5, 6, 7, 8], [10, 11, 12, 13]]
+
+    @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 99))
+    def test_crops_lie_inside_and_are_as_large_as_promised(self, rows: int, columns: int, seed: int) -> None:
+        case = Case("d", "s", "n", Path("i"), Path("l"), read_arrays)
+        views = Views(crops=4, seed=seed).of(case, 0, (rows, columns))
+        assert views[0] == View()
+        for view in views[1:]:
+            assert view.crop is not None
+            top, bottom, left, right = view.crop
+            for first, last, extent in ((top, bottom, rows), (left, right, columns)):
+                assert 0 <= first <= last < extent
+                length = last - first + 1
+                assert CROP_SIDES[0] * extent - 0.5 <= length <= max(1, CROP_SIDES[1] * extent + 0.5)
+
+    def test_they_are_the_same_each_time_and_another_slice_or_seed_has_others(self, numbered: Case) -> None:
+        drawn = [EVERY_VIEW.of(numbered, z, (50, 60)) for z in (0, 0, 1)]
+        assert drawn[0] == drawn[1]
+        assert drawn[0][4:] != drawn[2][4:]
+        assert replace(EVERY_VIEW, seed=2).of(numbered, 0, (50, 60))[4:] != drawn[0][4:]
+
+    def test_each_view_has_a_key_of_its_own(self, numbered: Case) -> None:
+        keys = [sight.scene.key for sight in sights(numbered, EVERY_VIEW)]
+        assert len(set(keys)) == 7
+
+    def test_what_does_not_exist_is_told(self) -> None:
+        with pytest.raises(SettingError, match="no flip 'z'"):
+            Views(flips=("z",))
+        with pytest.raises(SettingError, match="cannot be -1 crops"):
+            Views(crops=-1)
+
+
+class TestScenes:
+    def test_small_objects_are_not_asked_for(self, tmp_path: Path) -> None:
+        large, small = disk((20, 20), centre=(6, 6), radius=4), rectangle((20, 20), 15, 15, 17, 16)
+        case = case_of(tmp_path, np.where(large, 200, 10).astype(np.uint8), large.astype(np.uint8) + 2 * small)
+        assert [len(sight.scene.regions) for sight in sights(case, min_pixels=6)] == [2]
+        assert [len(sight.scene.regions) for sight in sights(case, min_pixels=7)] == [1]
+        assert sights(case, min_pixels=1000) == []
+
+    def test_the_ignored_label_is_no_object(self, numbered: Case) -> None:
+        case = replace(numbered, ignore=2)
+        (sight,) = sights(case)
+        assert len(sight.scene.regions) == 1
+        assert not sight.scene.labels[sight.pixels > 180].any()
+
+    def test_slices_of_a_volume_are_spread_over_what_is_labelled(self, tmp_path: Path) -> None:
+        body = column((12, 20, 20), disk((20, 20), centre=(9, 9), radius=5), 2, 10)
+        case = case_of(tmp_path, np.where(body, 200, 10).astype(np.uint8), body.astype(np.uint8))
+        assert [sight.scene.z for sight in sights(case)] == list(range(2, 11))
+        # The middles of three thirds of nine slices.
+        assert [sight.scene.z for sight in sights(case, slices_per_volume=3)] == [3, 6, 9]
+
+
+def test_a_generator_depends_on_all_its_names_and_on_nothing_else() -> None:
+    first = rng_for(1, "a", "b").integers(2**40)
+    assert rng_for(1, "a", "b").integers(2**40) == first
+    others = [rng_for(1, "ab"), rng_for(1, "b", "a"), rng_for(2, "a", "b"), rng_for(1, "a", "b", 0)]
+    assert first not in [rng.integers(2**40) for rng in others]
