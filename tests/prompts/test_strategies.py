@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from any_masks import masks
 from palpate.errors import PromptError, SettingError
-from palpate.prompts import Box, Points, Prompt, Scribble, Target
+from palpate.prompts import Box, MaskPrompt, Points, Prompt, Scribble, Target
 from palpate.prompts.strategies import STRATEGIES, Strategy, strategy
 from phantoms import disk, empty, picture, rectangle, ring
 
@@ -39,6 +39,8 @@ def points_of(prompts: tuple[Prompt, ...]) -> list[Points]:
 
 def same(first: tuple[Prompt, ...], second: tuple[Prompt, ...]) -> bool:
     def told(prompt: Prompt) -> object:
+        if isinstance(prompt, MaskPrompt):
+            return prompt.mask.tolist(), prompt.z
         return prompt.positive.tolist() if isinstance(prompt, Scribble) else prompt
 
     return [told(prompt) for prompt in first] == [told(prompt) for prompt in second]
@@ -127,8 +129,9 @@ def test_an_unknown_name_is_answered_with_those_there_are() -> None:
 
 @pytest.mark.parametrize("known", SEVERE, ids=[known.name for known in SEVERE])
 @given(mask=masks(), seed=seeds)
-def test_without_severity_the_box_is_tight(known: Strategy, mask: np.ndarray, seed: int) -> None:
-    assert shown(known, mask, seed=seed, severity=0) == (Box.around(mask, z=7),)
+def test_without_severity_nothing_is_wrong(known: Strategy, mask: np.ndarray, seed: int) -> None:
+    right = MaskPrompt(mask, z=7) if known.name == "mask-rough" else Box.around(mask, z=7)
+    assert same(shown(known, mask, seed=seed, severity=0), (right,))
 
 
 @pytest.mark.parametrize("percent", [5, 10, 20])
@@ -212,3 +215,12 @@ class TestSwin:
 def test_a_click_goes_to_the_deepest_pixel() -> None:
     # Seven columns 10..16 and seven rows 4..10.
     assert shown(strategy("click"), rectangle((20, 30), 10, 4, 16, 10)) == (Points([(13, 7)], z=7),)
+
+
+def test_a_mask_prompt_is_the_mask_and_stays_so() -> None:
+    mask = ring((20, 30), centre=(12, 9), outer=7, inner=3)
+    reference = mask.copy()
+    (prompt,) = shown(strategy("mask"), mask)
+    mask[:] = False
+    assert isinstance(prompt, MaskPrompt)
+    assert np.array_equal(prompt.mask, reference)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, UInt8
 from palpate.errors import PromptError, SettingError
 from palpate.prompts.adaptive import PRESETS
 from palpate.prompts.clicks import next_click
+from palpate.prompts.masks import rough_mask
 from palpate.prompts.perturbation import (
     enlarged,
     enlarged_at_random,
@@ -46,7 +47,7 @@ from palpate.prompts.scribbles import (
     swin_scribble_inference,
     swin_scribble_training,
 )
-from palpate.prompts.types import Box, Points, Prompt, Scribble
+from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ class Strategy:
     """One way to prompt.
 
     `says` is its promise in a line, `source` who proposed it. `random`: it draws from `rng`; the others ignore it.
-    `uses_severity`: it is milder or harsher, 0 being the tight box; `default_severities` are worth comparing, and
-    (0.0,) for the others, which ignore severity. `needs_pixels`: it looks at the image, and at the mask only for its
-    tight box.
+    `uses_severity`: it is milder or harsher, 0 being the tight box or the mask itself; `default_severities` are worth
+    comparing, and (0.0,) for the others, which ignore severity. `needs_pixels`: it looks at the image, and at the mask
+    only for its tight box.
     """
 
     name: str
@@ -368,4 +369,16 @@ STRATEGIES: tuple[Strategy, ...] = (
         random=True,
     ),
     Strategy("click", "One click, on the deepest pixel of the mask's largest part", _click, _OURS),
+    Strategy(
+        "mask", "The mask itself, as a first guess", lambda asked: (MaskPrompt(asked.mask.copy(), z=asked.z),), _OURS
+    ),
+    Strategy(
+        "mask-rough",
+        "The mask, its border moved in or out by up to severity times the object's radius",
+        lambda asked: (MaskPrompt(rough_mask(asked.mask, fraction=asked.severity, rng=asked.rng), z=asked.z),),
+        _OURS,
+        random=True,
+        uses_severity=True,
+        default_severities=(0.1, 0.2, 0.4),
+    ),
 )
