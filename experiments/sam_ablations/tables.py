@@ -248,12 +248,14 @@ def _effort_plot(found: Found, targets: Sequence[str]) -> Figure:
 
 
 def _stacked(means: Mapping[Published, float], middle: float) -> dict[tuple[int, float], str]:
-    """Names by place; strategies of the same effort that lie close together share a mark, so that names can be read."""
+    """Names by place; strategies that lie close together share a mark, so that names can be read."""
     places: dict[tuple[int, float], list[str]] = {}
     close = 0.03 * (max(means.values()) - min(means.values())) if means else 0.0
     for row, value in sorted(means.items(), key=lambda item: item[1]):
         clicks, height = effort(row.strategy), value - middle
-        near = next((place for place in places if place[0] == clicks and abs(place[1] - height) < close), None)
+        near = next(
+            (place for place in places if abs(place[0] / clicks - 1) < 0.1 and abs(place[1] - height) < close), None
+        )
         places.setdefault(near or (clicks, height), []).append(row.experiment)
     return {place: ", ".join(names) for place, names in places.items()}
 
