@@ -1,0 +1,129 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_training
+
+from palpate.datasets import open_dataset
+from palpate.errors import SettingError
+from palpate.models.frame import Frame
+from palpate.prompts.types import Box, Points
+from palpate.training.items import draw, named, order_of, training_items, validation_items
+from palpate.training.recipe import PromptRecipe
+from palpate.training.scenes import Scene, rng_for, sights_of
+
+FRAME = Frame(size=32, mask_size=32)
+STANDARD = PromptRecipe(strategy="standard")
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> list[Scene]:
+    """Four scenes of `squares` and three of `discs`, two objects each."""
+    path = tiny_training.phantoms(tmp_path, train=7, val=0)
+    cases = sorted(open_dataset(path), key=lambda case: case.name)
+    return [sight.scene for case in cases for sight in sights_of(case, frame=FRAME, encoder_hash="e")]
+
+
+class TestTheOrder:
+    def test_no_scene_comes_again_before_all_have_come(self, scenes: list[Scene]) -> None:
+        order = order_of(scenes, epoch=0, seed=0, count=17, balance="images")
+        assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
+        assert len(order) == 17
+
+    def test_data_sets_come_equally_often(self, scenes: list[Scene]) -> None:
+        order = order_of(scenes, epoch=0, seed=0, count=24, balance="datasets")
+        assert Counter(scenes[i].case.dataset for i in order) == {"squares": 12, "discs": 12}
+        counts = Counter(order)
+        assert all(counts[i] == (3 if scenes[i].case.dataset == "squares" else 4) for i in range(7))
+
+    def test_epochs_and_seeds_differ_and_nothing_else_matters(self, scenes: list[Scene]) -> None:
+        first = order_of(scenes, epoch=3, seed=1, count=14, balance="images")
+        order_of(scenes, epoch=9, seed=9, count=5, balance="images")
+        assert order_of(scenes, epoch=3, seed=1, count=14, balance="images") == first
+        assert order_of(scenes, epoch=3, seed=1, count=7, balance="images") == first[:7]
+        assert order_of(scenes, epoch=4, seed=1, count=14, balance="images") != first
+        assert order_of(scenes, epoch=3, seed=2, count=14, balance="images") != first
+
+
+class TestItems:
+    def test_an_item_can_be_drawn_alone(self, scenes: list[Scene]) -> None:
+        mix = [PromptRecipe(strategy="jitter", severity=0.2), PromptRecipe(strategy="jitter", severity=(0.0, 0.2))]
+        places = [(0, 3), (1, 5), (2, 3)]
+        together = training_items(scenes, places, mix, frame=FRAME, epoch=1, seed=0)
+        for place, item in zip(reversed(places), reversed(together), strict=True):
+            (alone,) = training_items(scenes, [place], mix, frame=FRAME, epoch=1, seed=0)
+            assert alone.name == item.name
+            assert alone.prompts == item.prompts
+            assert np.array_equal(alone.target, item.target)
+
+    def test_a_prompt_that_looks_at_the_image_gets_to_see_it_and_others_do_not(self, scenes: list[Scene]) -> None:
+        seen: list[str] = []
+
+        def pixels(scene: Scene) -> np.ndarray:
+            seen.append(scene.name)
+            return np.zeros(scene.shape, dtype=np.uint8)
+
+        mix = [PromptRecipe(strategy="swin")]
+        (item,) = training_items(scenes, [(0, 2)], mix, frame=FRAME, epoch=0, seed=0, pixels=pixels)
+        assert [type(prompt) for prompt in item.prompts][:2] == [Box, Points]
+        assert seen == [scenes[2].name]
+        training_items(scenes, [(0, 2)], [STANDARD], frame=FRAME, epoch=0, seed=0, pixels=pixels)
+        assert len(seen) == 1
+        with pytest.raises(SettingError, match="swin looks at the image"):
+            training_items(scenes, [(0, 2)], mix, frame=FRAME, epoch=0, seed=0)
+
+    def test_the_reference_is_the_objects_and_the_tight_box_is_tight(self, scenes: list[Scene]) -> None:
+        (item,) = training_items(scenes, [(0, 0)], [STANDARD], frame=FRAME, epoch=0, seed=0)
+        mask = item.scene.mask(item.region)
+        assert np.array_equal(item.target, FRAME.target(mask))
+        assert item.tight.box is not None
+        wanted = FRAME.prompts([Box.around(mask)], mask.shape).box
+        assert wanted is not None
+        assert np.array_equal(item.tight.box, wanted)
+
+    def test_ingredients_come_in_their_shares(self, scenes: list[Scene]) -> None:
+        mix = [
+            PromptRecipe(strategy="standard", share=3.0),
+            PromptRecipe(strategy="click"),
+            PromptRecipe(strategy="jitter", share=0.0),
+        ]
+        rng = rng_for("shares")
+        kinds = Counter(type(draw(scenes[0], mix, frame=FRAME, rng=rng).prompts[0]) for _ in range(200))
+        assert kinds.keys() == {Box, Points}
+        assert 130 <= kinds[Box] <= 170  # 150, and 6 is the standard deviation
+
+    def test_prompts_lie_inside_their_view(self, scenes: list[Scene]) -> None:
+        wide = PromptRecipe(strategy="expansion", severity=1.0)
+        for place in range(20):
+            (item,) = training_items(scenes, [(place, 0)], [wide], frame=FRAME, epoch=0, seed=0)
+            (box,) = item.prompts
+            assert isinstance(box, Box)
+            rows, columns = item.scene.shape
+            assert 0 <= box.x_min <= box.x_max <= columns - 1
+            assert 0 <= box.y_min <= box.y_max <= rows - 1
+
+
+class TestValidationItems:
+    def test_every_prompt_asks_for_the_same_objects(self, scenes: list[Scene]) -> None:
+        found = validation_items(
+            scenes, [STANDARD, PromptRecipe(strategy="jitter", severity=0.1)], frame=FRAME, seed=0, objects=5
+        )
+        assert list(found) == ["standard", "jitter@0.1"]
+        one, other = found.values()
+        assert [item.name for item in one] == [item.name for item in other]
+        assert Counter(item.scene.case.dataset for item in one) == {"squares": 5, "discs": 5}
+
+    def test_many_scenes_before_many_objects_of_one(self, scenes: list[Scene]) -> None:
+        found = validation_items(scenes, [STANDARD], frame=FRAME, seed=0, objects=4)["standard"]
+        squares = [item.scene.name for item in found if item.scene.case.dataset == "squares"]
+        assert len(set(squares)) == 4
+
+    def test_without_scenes_there_are_none(self) -> None:
+        assert validation_items([], [STANDARD], frame=FRAME, seed=0, objects=4) == {"standard": []}
+
+
+def test_names_of_columns() -> None:
+    assert named(STANDARD) == "standard"
+    assert named(PromptRecipe(strategy="shrink", severity=0.1)) == "shrink@0.1"
+    assert named(PromptRecipe(strategy="jitter", severity=(0.0, 0.25))) == "jitter@0-0.25"
