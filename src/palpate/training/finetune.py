@@ -42,7 +42,6 @@ from palpate.errors import DatasetError, OutputError, SettingError
 from palpate.inference.embedding_cache import EmbeddingCache, default_folder
 from palpate.models import adapters, catalogue
 from palpate.models.adapters import AdapterCard
-from palpate.models.frame import Frame
 from palpate.models.promptable import PromptKind
 from palpate.prompts.types import Box, MaskPrompt, Points, Scribble
 from palpate.training import checkpoint
@@ -55,7 +54,7 @@ from palpate.training.overlays import draw_samples
 from palpate.training.recipe import Recipe
 from palpate.training.run_folder import RunFolder
 from palpate.training.scenes import Scene
-from palpate.training.student import student
+from palpate.training.student import Student, student
 from palpate.training.validation import Measured, measure
 
 CHECKPOINT_SECONDS = 60.0
@@ -229,7 +228,12 @@ class _Run:
         self.scenes = scenes
         validation = self.recipe.validation
         self.validation = validation_items(
-            val_scenes, validation.prompts, frame=self.student.frame, seed=self.recipe.seed, objects=validation.objects
+            val_scenes,
+            validation.prompts,
+            frame=self.student.frame,
+            seed=self.recipe.seed,
+            objects=validation.objects,
+            pixels=self.student.pixels,
         )
         self.per_step = self.recipe.batch * self.recipe.accumulate
         self.steps_an_epoch = self.recipe.steps or math.ceil(len(scenes) / self.per_step)
@@ -312,7 +316,13 @@ class _Run:
             mine = places[self.fabric.global_rank :: self.fabric.world_size]
             batches.append(
                 training_items(
-                    self.scenes, mine, self.recipe.prompts, frame=self.student.frame, epoch=epoch, seed=self.recipe.seed
+                    self.scenes,
+                    mine,
+                    self.recipe.prompts,
+                    frame=self.student.frame,
+                    epoch=epoch,
+                    seed=self.recipe.seed,
+                    pixels=self.student.pixels,
                 )
             )
         return batches
@@ -604,7 +614,7 @@ class _Run:
             base=self.recipe.model,
             base_sha256=self.student.runtime.weights_hash,
             trained=self.recipe.trained,
-            prompts=_kinds_of(self.recipe, self.scenes, self.student.frame),
+            prompts=_kinds_of(self.recipe, self.scenes, self.student),
             summary=self.recipe.summary,
             data=data,
             licence=self.recipe.licence,
@@ -657,13 +667,15 @@ def _data_hash(scenes: Sequence[Scene]) -> str:
     return digest.hexdigest()
 
 
-def _kinds_of(recipe: Recipe, scenes: Sequence[Scene], frame: Frame) -> tuple[PromptKind, ...]:
+def _kinds_of(recipe: Recipe, scenes: Sequence[Scene], student: Student) -> tuple[PromptKind, ...]:
     """Which kinds of prompts the mix holds, seen by drawing each of them once; and what the base was trained with."""
     kinds: dict[PromptKind, None] = dict.fromkeys(catalogue.card(recipe.model).prompts.trained)
     names: dict[type, PromptKind] = {Box: "box", Points: "points", Scribble: "scribble", MaskPrompt: "mask"}
     for prompt in recipe.prompts:
         if prompt.share:
-            item = training_items([scenes[0]], [(0, 0)], [prompt], frame=frame, epoch=0, seed=0)[0]
+            (item,) = training_items(
+                [scenes[0]], [(0, 0)], [prompt], frame=student.frame, epoch=0, seed=0, pixels=student.pixels
+            )
             kinds |= dict.fromkeys(names[type(one)] for one in item.prompts)
     return tuple(kinds)
 

@@ -6,18 +6,21 @@ order. That is what makes a resumed run, and one on several machines, the same r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from palpate.datasets.case import Region
-from palpate.errors import PromptError
+from palpate.errors import PromptError, SettingError
 from palpate.models.frame import CanvasPrompt, Frame
 from palpate.prompts.strategies import strategy
 from palpate.prompts.types import Box, Prompt
 from palpate.training.recipe import PromptRecipe
 from palpate.training.scenes import Scene, rng_for
+
+Pixels = Callable[[Scene], np.ndarray]
+"""Where the image of a scene can be had; asked only for prompts that look at it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +70,14 @@ def draw(
     frame: Frame,
     rng: np.random.Generator,
     region: Region | None = None,
+    pixels: Pixels | None = None,
 ) -> Item:
     """One item of a scene: an object, unless one is given, a prompt of the mix, and what the decoder is to answer.
 
     Where a prompt does not exist for an object (points beside one that fills the image), its tight box is taken.
+
+    Raises:
+        SettingError: a prompt of the mix looks at the image, and there are no `pixels`.
     """
     chosen = region or scene.regions[int(rng.integers(len(scene.regions)))]
     mask = scene.mask(chosen)
@@ -80,8 +87,12 @@ def draw(
     if isinstance(severity, tuple):
         severity = float(rng.uniform(min(severity), max(severity)))
     tight = Box.around(mask)
+    way = strategy(wanted.strategy)
+    if way.needs_pixels and pixels is None:
+        raise SettingError(f"{way.name} looks at the image; say where `pixels` are, or choose another strategy")
+    seen = pixels(scene) if way.needs_pixels and pixels is not None else None
     try:
-        prompts = strategy(wanted.strategy).draw(mask, severity=severity, rng=rng)
+        prompts = way.draw(mask, severity=severity, rng=rng, pixels=seen)
     except PromptError:
         prompts = (tight,)
     prompts = tuple(prompt.inside(scene.shape) for prompt in prompts)
@@ -103,16 +114,25 @@ def training_items(
     frame: Frame,
     epoch: int,
     seed: int,
+    pixels: Pixels | None = None,
 ) -> list[Item]:
     """Items by (place in the epoch, index of the scene)."""
     return [
-        draw(scenes[index], mix, frame=frame, rng=rng_for(seed, "item", epoch, place, scenes[index].name))
+        draw(
+            scenes[index], mix, frame=frame, rng=rng_for(seed, "item", epoch, place, scenes[index].name), pixels=pixels
+        )
         for place, index in indices
     ]
 
 
 def validation_items(
-    scenes: Sequence[Scene], prompts: Sequence[PromptRecipe], *, frame: Frame, seed: int, objects: int
+    scenes: Sequence[Scene],
+    prompts: Sequence[PromptRecipe],
+    *,
+    frame: Frame,
+    seed: int,
+    objects: int,
+    pixels: Pixels | None = None,
 ) -> Mapping[str, list[Item]]:
     """For every validation prompt, the same objects: at most `objects` of each data set, spread over its scenes."""
     by_dataset: dict[str, list[Scene]] = {}
@@ -135,7 +155,14 @@ def validation_items(
     for prompt in prompts:
         label = named(prompt)
         found[label] = [
-            draw(scene, [prompt], frame=frame, rng=rng_for(seed, label, scene.name, region.name), region=region)
+            draw(
+                scene,
+                [prompt],
+                frame=frame,
+                rng=rng_for(seed, label, scene.name, region.name),
+                region=region,
+                pixels=pixels,
+            )
             for scene, region in chosen
         ]
     return found

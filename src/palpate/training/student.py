@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, cast
 
 import numpy as np
@@ -53,6 +54,7 @@ class Student:
     start: dict[str, Tensor]
     _pictures: dict[str, np.ndarray]
     _taught: dict[tuple[str, str], Tensor]
+    _looking: Lock = field(default_factory=Lock)
 
     @property
     def frame(self) -> Frame:
@@ -119,7 +121,11 @@ class Student:
         return found
 
     def pixels(self, scene: Scene) -> np.ndarray:
-        """The scene's image; those used lately stay in memory."""
+        """The scene's image; those used lately stay in memory. Any thread may ask."""
+        with self._looking:
+            return self._pixels(scene)
+
+    def _pixels(self, scene: Scene) -> np.ndarray:
         if scene.key not in self._pictures:
             for sight in self.sights(scene.case):
                 # A copy: a slice would keep its whole volume in memory.
