@@ -7,7 +7,7 @@ from PIL import Image as Picture
 from small_cases import load_arrays, write_case
 
 from palpate.datasets import Case, LabelledImage, Region
-from palpate.errors import DatasetError
+from palpate.errors import DatasetError, ImageError
 from palpate.evaluation.measure import Plan, measure_case, replay
 from palpate.evaluation.protocols import all_protocols, protocol
 from palpate.evaluation.table import Row
@@ -71,6 +71,13 @@ def test_pixels_instead_of_a_spacing_that_is_not_to_be_believed(fake_session: Se
     asked = plan("range-short", severities=(0.25,), in_pixels=("blocks",))
     (row,) = measured(fake_session, block, asked)
     assert row.hd95 == pytest.approx(1.0)
+
+
+def test_the_window_decides_what_the_model_sees(fake_session: Session, block: Case):
+    (seen,) = measured(fake_session, block, plan("standard", intensity="0..100"))
+    assert seen.dice == 1
+    with pytest.raises(ImageError, match="window"):
+        measured(fake_session, block, plan("standard", intensity="5000..6000"))
 
 
 def test_slices_can_be_scored_one_by_one(fake_session: Session, block: Case):

@@ -52,6 +52,9 @@ def evaluate(
     clicks: Annotated[int, typer.Option(min=1, help="How many clicks the click protocols go up to.")] = 20,
     tolerance: Annotated[float, typer.Option(help="NSD tolerance in mm; in pixels where there is no spacing.")] = 2.0,
     nsd: Annotated[str, typer.Option(help="NSD of contours, or as the CVPR 2024 challenge has it.")] = "contour",
+    window: Annotated[
+        str | None, typer.Option(help="How values become grey, as in predict: a CT window's name, LEVEL/WIDTH, ...")
+    ] = None,
     in_pixels: Annotated[
         list[str] | None, typer.Option(help="A dataset whose spacing is not to be believed. Repeatable.")
     ] = None,
@@ -108,6 +111,7 @@ def evaluate(
             tolerance=tolerance,
             nsd=nsd,
             in_pixels=in_pixels,
+            window=window,
         )
         found = open_dataset(data, labels=labels, dataset=separated(dataset) or None, split=split, channel=channel)
         chosen = list(found) if cases is None else some_cases(found, most=cases, seed=seed)
@@ -150,8 +154,10 @@ def _plan(
     tolerance: float,
     nsd: str,
     in_pixels: list[str] | None,
+    window: str | None,
 ) -> Plan:
     from palpate.evaluation import measure, protocols
+    from palpate.images.intensity import parse_intensity
 
     names = list(dict.fromkeys(separated(protocol))) or ["standard", "expansion", "shrink"]
     try:
@@ -166,7 +172,10 @@ def _plan(
         raise SettingError(f"--objects {objects} leaves nothing to measure; give at least 1")
     if not 0 < tolerance < float("inf"):
         raise SettingError(f"an NSD tolerance of {tolerance:g} makes no sense; give a positive number of mm")
+    if window is not None:
+        parse_intensity(window)  # a name that does not exist is told before anything is read
     return measure.Plan(
+        intensity=window,
         protocols=tuple(protocols.protocol(name, severities) for name in names),
         seeds=seeds,
         seed=seed,

@@ -43,6 +43,7 @@ class Plan:
     - `clicks` is how many corrections the click protocols go through.
     - `tolerance` is that of the NSD, in mm, or in pixels where an image has no spacing; `nsd` its definition.
     - `in_pixels` names datasets whose headers' spacing is not to be believed.
+    - `intensity` is how values become grey levels, by a name of `palpate.images.intensity`; None as each image asks.
     """
 
     protocols: tuple[Protocol, ...]
@@ -55,6 +56,7 @@ class Plan:
     tolerance: float = 2.0
     nsd: NsdMode = "contour"
     in_pixels: tuple[str, ...] = ()
+    intensity: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +146,7 @@ class _Scene:
     def of(cls, session: Session, case: Case, plan: Plan) -> _Scene:
         labelled = case.read()
         image = labelled.image
-        session.set_image(image)
+        session.set_image(image, intensity=plan.intensity)
         axis = session.axis
         in_mm = image.knows_place and case.dataset not in plan.in_pixels
         spacing = list(image.geometry.spacing[::-1]) if in_mm else [1.0, 1.0, 1.0]

@@ -1,0 +1,230 @@
+"""Roads to a LiteMedSAM that forgives sloppy boxes and forgets nothing, each measured on data sets it never saw.
+
+    python experiments/lite_medsam_robust/run.py DATA OUT [--roads jitter mixture ...] [--workers 2]
+
+Training sees only rows whose licence allows weights to be given on. Each round leaves three whole data sets out of
+that; they, and all data sets whose licence does not allow it, are unseen. Roads are compared on the train and val rows
+of unseen data sets (`choose`), the chosen one is reported on their test rows (`--split test`). "Robust Dice" is the
+mean over seven boxes, every side moved by -25, -15, -8, 0, +8, +15, +25 % of its length: per data set, then over data
+sets. Everything can be interrupted; the same command goes on. Only public names of palpate are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palpate.datasets import open_dataset
+from palpate.datasets.case import Case
+from palpate.evaluation.measure import Plan
+from palpate.evaluation.protocols import protocol
+from palpate.evaluation.results import some_cases
+from palpate.evaluation.run import ModelChoice, evaluate
+from palpate.evaluation.statistics import subject_values
+from palpate.evaluation.table import Row, read_run
+from palpate.models import adapters, catalogue, weights
+from palpate.training.finetune import Event, finetune
+from palpate.training.recipe import read_recipe
+
+HERE = Path(__file__).parent
+
+ROUNDS = {
+    "a": ("busi_breast_us", "isic2017_dermoscopy", "spider_lumbar_mr_2d"),
+    "b": ("ccaus_carotid_us", "dsb2018_nuclei", "msd_hippocampus_mr"),
+}
+
+MIXTURE = [
+    {"strategy": "standard", "share": 2},
+    {"strategy": "shrink", "severity": [0.0, 0.25], "share": 3},
+    {"strategy": "expansion", "severity": [0.0, 0.3], "share": 4},
+    {"strategy": "jitter", "severity": [0.05, 0.25], "share": 3},
+]
+LOOSE = [
+    {"strategy": "standard", "share": 2},
+    {"strategy": "shrink", "severity": [0.0, 0.25], "share": 3},
+    {"strategy": "expansion", "severity": [0.0, 0.3], "share": 6},
+    {"strategy": "jitter", "severity": [0.05, 0.2], "share": 1},
+]
+FLIPS = {"data.flips": ["x"]}
+
+ROADS: Mapping[str, Mapping[str, Any]] = {
+    "jitter": {},
+    "mixture": {"prompts": MIXTURE},
+    "loose": {"prompts": LOOSE},
+    "mixture-teacher": {"prompts": MIXTURE, "loss": {"preset": "bce+dice", "teacher": 1.0}},
+    "teacher-alone": {"prompts": MIXTURE, "loss": {"teacher": 1.0}},
+    "mixture-consistency": {"prompts": MIXTURE, "loss": {"preset": "bce+dice", "consistency": 1.0}},
+    "mixture-anchor": {"prompts": MIXTURE, "loss": {"preset": "bce+dice", "anchor": 1.0}},
+    "mixture-ema": {"prompts": MIXTURE, "optimiser.ema": 0.99, "optimiser.rate": 2e-4},
+    "mixture-lora-4": {"prompts": MIXTURE, "trained": {"parts": ["lora"], "rank": 4}, "optimiser.rate": 5e-4},
+    "mixture-lora-16-linear": {
+        "prompts": MIXTURE,
+        "trained": {"parts": ["lora"], "rank": 16, "alpha": 16, "targets": "linear"},
+        "optimiser.rate": 5e-4,
+    },
+    "mixture-prompt-side": {"prompts": MIXTURE, "trained": ["prompt-encoder"], "optimiser.rate": 1e-3},
+    "mixture-bias-norm": {"prompts": MIXTURE, "trained": ["bias-norm"], "optimiser.rate": 5e-4},
+    "mixture-flips": {"prompts": MIXTURE, **FLIPS},
+    "mixture-slow": {"prompts": MIXTURE, "optimiser.rate": 3e-5},
+}
+
+PLAN = Plan(
+    protocols=(
+        protocol("standard"),
+        protocol("expansion", [0.08, 0.15, 0.25]),
+        protocol("shrink", [0.08, 0.15, 0.25]),
+    ),
+    objects=2,
+    volumes="one-slice",
+    score="slice",
+    in_pixels=("acdc_cardiac_mr",),
+)
+BOXES = (-0.25, -0.15, -0.08, 0.0, 0.08, 0.15, 0.25)
+SHARES = (1.0, 0.7, 0.5)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A road in a round, or the released model in it (no road)."""
+
+    road: str
+    round: str
+
+    @property
+    def name(self) -> str:
+        """The folder of its results."""
+        return f"{self.road or 'released'}-{self.round}"
+
+
+def unseen(data: Path, left_out: Sequence[str], splits: Sequence[str]) -> list[Case]:
+    """The cases of data sets that training does not see."""
+    return [
+        case
+        for case in open_dataset(data)
+        if case.split in splits
+        and (case.dataset in left_out or dict(case.extra).get("redistributable_weights") != "yes")
+    ]
+
+
+def do(job: Job, data: Path, out: Path, *, split: str, cases: int, shares: Sequence[float]) -> str:
+    """Train a road in a round, and measure it, whole and by shares of the way from the released model."""
+    cache = out / "embeddings"
+    left_out = ROUNDS[job.round]
+    splits = ("train", "val") if split == "choose" else (split,)
+    chosen = some_cases(unseen(data, left_out, splits), most=cases, seed=0)
+    if not job.road:
+        evaluate(chosen, PLAN, out / split / job.name, model=ModelChoice(device="cpu", cache=cache), data=str(data))
+        return job.name
+    changes = {"data.path": str(data), "data.leave_out": list(left_out), "name": job.name, **ROADS[job.road]}
+    recipe = read_recipe(HERE / "recipe.toml", changes=changes)
+    made = finetune(recipe, out / "runs" / job.name, cache=cache, device="cpu", threads=1, listener=_say(job.name))
+    for share in shares:
+        folder = out / split / f"{job.name}-{share:g}"
+        if share == 1:
+            choice = ModelChoice(device="cpu", adapter=made.adapter, cache=cache)
+        else:
+            choice = ModelChoice(device="cpu", weights=_part_of_the_way(made.adapter, share), cache=cache)
+        evaluate(chosen, PLAN, folder, model=choice, data=str(data), workers=1)
+    return job.name
+
+
+def _part_of_the_way(adapter: Path, share: float) -> Path:
+    """A checkpoint between the released model and the adapter, as `palpate models merge --share` makes it."""
+    import safetensors.torch
+    from torch import nn
+
+    path = adapter.with_name(f"merged-{share:g}.safetensors")
+    if not path.exists():
+        card = catalogue.card("lite-medsam")
+        network = weights.load(card).model
+        assert isinstance(network, nn.Module)
+        adapters.applied(network, adapters.read(adapter), share=share)
+        state = {name: tensor.contiguous() for name, tensor in card.restore(dict(network.state_dict())).items()}
+        safetensors.torch.save_file(state, path)
+    return path
+
+
+def curve(rows: Sequence[Row]) -> list[float]:
+    """The Dice at each of the seven boxes, in percent: the mean of data sets' means."""
+    found: list[float] = []
+    for severity in BOXES:
+        name = "standard" if severity == 0 else "expansion" if severity > 0 else "shrink"
+        here = [row for row in rows if row.protocol == name and row.severity == abs(severity)]
+        by_dataset = subject_values(here, "dice")
+        found.append(100 * float(np.mean([np.mean(list(values.values())) for values in by_dataset.values()])))
+    return found
+
+
+def table(out: Path, split: str) -> str:
+    """All that was measured, a line a road, share and round; and the means over rounds."""
+    lines = [
+        "| road | share | round | " + " | ".join(f"{100 * box:+.0f} %" for box in BOXES) + " | robust | tiny errors |"
+    ]
+    lines.append("|---" * 3 + "|---:" * (len(BOXES) + 2) + "|")
+    found: dict[tuple[str, str], list[list[float]]] = {}
+    for folder in sorted((out / split).iterdir()):
+        if not (folder / "results.csv").is_file():
+            continue
+        road, _, rest = folder.name.rpartition("-")
+        share = rest if rest not in ROUNDS else ""
+        road, _, round_ = road.rpartition("-") if share else (road, "", rest)
+        rows = read_run(folder).rows
+        tiny = [row for row in rows if row.protocol == "standard" and row.area <= 0.005]
+        errors = subject_values(tiny, "error")
+        mean_errors = 100 * float(np.mean([np.mean(list(v.values())) for v in errors.values()])) if errors else np.nan
+        values = curve(rows)
+        numbers = [*values, float(np.mean(values)), mean_errors]
+        found.setdefault((road, share), []).append(numbers)
+        lines.append(_line(road, share, round_, numbers))
+    for (road, share), many in found.items():
+        if len(many) > 1:
+            lines.append(_line(road, share, "mean", np.mean(many, axis=0).tolist()))
+    return "\n".join(lines)
+
+
+def _line(road: str, share: str, round_: str, numbers: Sequence[float]) -> str:
+    return f"| {road} | {share or '–'} | {round_} | " + " | ".join(f"{number:.1f}" for number in numbers) + " |"
+
+
+def _say(name: str):
+    def say(event: Event) -> None:
+        if event.kind in ("estimate", "resumed", "validation", "finished"):
+            print(f"{name}: {event.text}", flush=True)
+
+    return say
+
+
+def main() -> None:
+    """Do all jobs, several at a time, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="a data set with the splits train, val, test and licences")
+    parser.add_argument("out", type=Path, help="the folder for everything that is made")
+    parser.add_argument("--roads", nargs="*", default=list(ROADS), choices=list(ROADS))
+    parser.add_argument("--rounds", nargs="*", default=list(ROUNDS), choices=list(ROUNDS))
+    parser.add_argument("--split", choices=["choose", "test"], default="choose", help="what to measure on")
+    parser.add_argument("--cases", type=int, default=4, help="cases of each unseen data set")
+    parser.add_argument("--shares", nargs="*", type=float, default=list(SHARES))
+    parser.add_argument("--workers", type=int, default=1, help="jobs at a time, one thread each")
+    parser.add_argument("--table", action="store_true", help="only print what there is")
+    given = parser.parse_args()
+    if not given.table:
+        jobs = [Job(road, name) for road in ("", *given.roads) for name in given.rounds]
+        with ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = [
+                pool.submit(do, job, given.data, given.out, split=given.split, cases=given.cases, shares=given.shares)
+                for job in jobs
+            ]
+            for future in futures:
+                print("done:", future.result(), flush=True)
+    print(table(given.out, given.split))
+
+
+if __name__ == "__main__":
+    main()
