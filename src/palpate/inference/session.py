@@ -60,8 +60,8 @@ class _Scene:
 class Session:
     """One model, one image at a time, many prompts; its memory is the image's embeddings.
 
-    `memory_bytes` bounds the embeddings held in main memory; more go to a temporary file. With a `cache`, embeddings are
-    looked up on disk before they are computed, and kept there for the next session.
+    `memory_bytes` bounds the embeddings held in main memory; more go to a temporary file. With a `cache`, embeddings
+    are looked up on disk before they are computed, and kept there for the next session.
 
     >>> import palpate
     >>> session = palpate.load("lite-medsam")                                    # doctest: +SKIP

@@ -37,6 +37,11 @@ def cases_for(data: DataRecipe, *, seed: int) -> tuple[list[Case], list[Case]]:
         drawn = split(unassigned, fractions=fractions, rng=np.random.default_rng(seed))
         train = [case for case in drawn if case.split == "train"]
         val = [case for case in drawn if case.split == "val"]
+        subjects = sorted({(case.dataset, case.subject) for case in train})
+        if not val and len(subjects) > 1:  # a tenth of five subjects is nobody, and nothing would be validated
+            one = subjects[int(np.random.default_rng(seed).integers(len(subjects)))]
+            val = [case for case in train if (case.dataset, case.subject) == one]
+            train = [case for case in train if (case.dataset, case.subject) != one]
     both = {(case.dataset, case.subject) for case in train} & {(case.dataset, case.subject) for case in val}
     if both:
         dataset, subject = min(both)

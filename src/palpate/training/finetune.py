@@ -53,7 +53,7 @@ from palpate.training.log import Log
 from palpate.training.overlays import draw_samples
 from palpate.training.recipe import Recipe
 from palpate.training.run_folder import RunFolder
-from palpate.training.scenes import Scene
+from palpate.training.scenes import Scene, Views
 from palpate.training.student import Student, student
 from palpate.training.validation import Measured, measure
 
@@ -222,7 +222,8 @@ class _Run:
         train, val = self.job.cases or cases_for(self.recipe.data, seed=self.recipe.seed)
         known = self._settings()
         self.folder.check(known, overwrite=self.job.overwrite)  # before hours of encoding
-        scenes, val_scenes = self._embedded(train), self._embedded(val)
+        views = self.recipe.data.views(self.recipe.seed)
+        scenes, val_scenes = self._embedded(train, views), self._embedded(val, Views())  # people's images, as they are
         if not scenes:
             raise DatasetError("no image of the training data has an object that is large enough to be asked for")
         self.scenes = scenes
@@ -470,11 +471,11 @@ class _Run:
 
     # --- Before the first step ----------------------------------------------------------------------------------------
 
-    def _embedded(self, cases: Sequence[Case]) -> list[Scene]:
+    def _embedded(self, cases: Sequence[Case], views: Views) -> list[Scene]:
         """The scenes of these cases; with a frozen encoder, every process encodes its part of what is missing."""
         data, pupil = self.recipe.data, self.student
         if pupil.moves_encoder and not self.recipe.loss.teacher:
-            return [sight.scene for case in cases for sight in pupil.sights(case)]
+            return [sight.scene for case in cases for sight in pupil.sights(case, views)]
 
         def told(done: int, total: int) -> None:
             self._say("embedding", "encoding images that were never encoded", done, total)
@@ -484,7 +485,7 @@ class _Run:
                 some,
                 pupil.runtime,
                 pupil.cache,
-                views=data.views(self.recipe.seed),
+                views=views,
                 slices_per_volume=data.slices_per_volume,
                 min_pixels=data.min_pixels,
                 intensity=data.intensity,

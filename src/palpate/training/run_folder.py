@@ -38,9 +38,9 @@ class RunFolder:
             raise OutputError(f"{self.path} is not empty and holds no run; choose an empty or a new folder")
         differing = self._differing(settings)
         if differing and not overwrite:
+            what = ", ".join(map(_in_words, differing))
             raise OutputError(
-                f"{self.path} holds a run with another {', another '.join(differing)}; choose another folder, or pass "
-                "--overwrite to replace it"
+                f"{self.path} holds a run that differs in {what}; choose another folder, or pass --overwrite to replace it"
             )
 
     def finished(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -117,3 +117,8 @@ class RunFolder:
             ) from None
         except OSError:  # a network share without locks
             self.release()
+
+
+def _in_words(setting: str) -> str:
+    words = {"weights_hash": "the base model's weights", "data_sha256": "its data", "recipe": "its recipe"}
+    return words.get(setting, f"the number of {setting}" if setting in ("processes", "threads") else f"its {setting}")

@@ -23,7 +23,7 @@ from palpate.models.frame import CanvasPrompt, Frame
 from palpate.models.promptable import ImageEmbedding, PromptableModel
 from palpate.training.items import Item
 from palpate.training.recipe import Recipe
-from palpate.training.scenes import Scene, Sight, sights_of
+from palpate.training.scenes import Scene, Sight, Views, sights_of
 
 MICRO_BATCH = 8
 """Objects whose gradients are computed together; more only take more memory."""
@@ -137,14 +137,14 @@ class Student:
             held -= self._pictures.pop(next(iter(self._pictures))).nbytes
         return found
 
-    def sights(self, case: Case) -> Iterable[Sight]:
-        """The scenes of a case as the recipe wants them, with their pixels."""
+    def sights(self, case: Case, views: Views | None = None) -> Iterable[Sight]:
+        """The scenes of a case as the recipe wants them, with their pixels; `views` other than the recipe's."""
         data = self.recipe.data
         return sights_of(
             case,
             frame=self.frame,
             encoder_hash=self.runtime.encoder_hash,
-            views=data.views(self.recipe.seed),
+            views=views or data.views(self.recipe.seed),
             slices_per_volume=data.slices_per_volume,
             min_pixels=data.min_pixels,
             intensity=data.intensity,
