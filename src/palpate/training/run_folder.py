@@ -40,7 +40,7 @@ class RunFolder:
         if differing and not overwrite:
             what = ", ".join(map(_in_words, differing))
             raise OutputError(
-                f"{self.path} holds a run that differs in {what}; choose another folder, or pass --overwrite to replace it"
+                f"{self.path} holds a run that differs in {what}; choose another folder, or replace it with --overwrite"
             )
 
     def finished(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
