@@ -272,7 +272,7 @@ class TestTheFolder:
         self, done: Finetuned, recipe_of: RecipeOf, tmp_path: Path
     ) -> None:
         before = contents(done.folder)
-        with pytest.raises(OutputError, match="differs in its recipe; choose another folder, or replace it with --overwrite"):
+        with pytest.raises(OutputError, match="differs in its recipe; choose another folder"):
             run(recipe_of(epochs=1, seed=1, validation=SMALL_VALIDATION), done.folder, cache=tmp_path / "cache")
         assert contents(done.folder) == before
         assert EmbeddingCache(tmp_path / "cache").use().embeddings == 0
