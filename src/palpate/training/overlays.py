@@ -27,7 +27,7 @@ def draw_samples(samples: Sequence[tuple[Item, np.ndarray, np.ndarray]], path: P
         truth = item.scene.mask(item.region)
         # The labels of one picture exclude each other; the reference shows where the two differ.
         labels = np.where(found, FOUND, np.where(truth, REFERENCE, 0)).astype(np.uint16)
-        title = f"{item.scene.name}  Dice {dice(found, truth):.2f}"
+        title = f"Dice {dice(found, truth):.2f}  {item.scene.name}"
         tiles.append(Tile(pixels, labels, [Target(item.prompts)], title=title, pixel_size=(1.0, 1.0), letters=None))
     legend = [LegendLine(FOUND, "found"), LegendLine(REFERENCE, "missed")]
     path.parent.mkdir(parents=True, exist_ok=True)
