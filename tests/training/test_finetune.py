@@ -291,7 +291,7 @@ class TestTheFolder:
 
     def test_other_data_is_another_run(self, done: Finetuned, recipe_of: RecipeOf, tmp_path: Path) -> None:
         other = tiny_training.phantoms(tmp_path / "other", train=5)
-        with pytest.raises(OutputError, match="another data_sha256"):
+        with pytest.raises(OutputError, match="differs in its data"):
             run(recipe_of(epochs=1, validation=SMALL_VALIDATION, data={"path": str(other)}), done.folder)
 
     def test_a_folder_of_something_else_is_refused(self, tmp_path: Path, recipe_of: RecipeOf) -> None:

@@ -110,7 +110,8 @@ class TestScenes:
         case = replace(numbered, ignore=2)
         (sight,) = sights(case)
         assert len(sight.scene.regions) == 1
-        assert not sight.scene.labels[sight.pixels > 180].any()
+        assert sight.scene.judged is not None
+        assert np.array_equal(~sight.scene.judged, sight.pixels > 180)
 
     def test_slices_of_a_volume_are_spread_over_what_is_labelled(self, tmp_path: Path) -> None:
         body = column((12, 20, 20), disk((20, 20), centre=(9, 9), radius=5), 2, 10)

@@ -15,22 +15,19 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import get_ident
 from typing import Any
 
-import palpate
 from palpate.datasets.case import Case
 from palpate.errors import DatasetError, OutputError, PalpateError, SettingError
 from palpate.evaluation.measure import Measured, Plan, measure_case
 from palpate.evaluation.table import Row, Run, object_name, read_run, results_csv, times_csv
 from palpate.images.formats import replacing
 from palpate.inference.embedding_cache import EmbeddingCache
+from palpate.inference.environment import environment
 from palpate.inference.runtimes import Runtime
 from palpate.inference.session import Session, load
-
-PACKAGES = ("palpate", "torch", "transformers", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
@@ -187,18 +184,6 @@ def _settings(session: Session, plan: Plan, cases: Sequence[Case]) -> dict[str, 
         "plan": json.loads(json.dumps(asdict(plan))),
         "cases": _digest(f"{case.dataset}/{case.name} {case.subject}" for case in cases),
     }
-
-
-@lru_cache(maxsize=1)
-def environment() -> Mapping[str, str]:
-    """Versions of what computes, and a digest of palpate's own code, which may be edited where it is installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    sources = sorted(Path(palpate.__file__).parent.rglob("*.py"))
-    found["code"] = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    return found
 
 
 def _is_finished(folder: Path, settings: dict[str, Any], content: str) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,6 +29,9 @@ from palpate.inference.segmentation import Provenance, Segmentation, SegmentedOb
 from palpate.models.frame import CanvasPrompt
 from palpate.models.promptable import ImageEmbedding, PromptKind
 from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target
+
+if TYPE_CHECKING:
+    from palpate.models.adapters import AdapterCard
 
 Progress = Callable[[int, int], None]
 """Called with slices done and slices in all (each object's slices count on their own)."""
@@ -61,7 +64,8 @@ class Session:
     """One model, one image at a time, many prompts; its memory is the image's embeddings.
 
     `memory_bytes` bounds the embeddings held in main memory; more go to a temporary file. With a `cache`, embeddings
-    are looked up on disk before they are computed, and kept there for the next session.
+    are looked up on disk before they are computed, and kept there for the next session. `intensity` is the rule that
+    images are shown by unless `set_image` is told another; without it, each image's own.
 
     >>> import palpate
     >>> session = palpate.load("lite-medsam")                                    # doctest: +SKIP
@@ -69,9 +73,17 @@ class Session:
     >>> session.predict(palpate.Box(92, 110, 301, 330, z=41)).save("liver.nii.gz")   # doctest: +SKIP
     """
 
-    def __init__(self, runtime: Runtime, *, memory_bytes: int = 2**30, cache: EmbeddingCache | None = None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        memory_bytes: int = 2**30,
+        cache: EmbeddingCache | None = None,
+        intensity: Intensity | None = None,
+    ) -> None:
         self.runtime = runtime
         self._cache = cache
+        self._intensity = intensity
         self._embeddings = EmbeddingStore(memory_bytes=memory_bytes)
         self._scene: _Scene | None = None
 
@@ -100,7 +112,7 @@ class Session:
         image = with_modality(image, modality)
         if isinstance(intensity, str):
             intensity = parse_intensity(intensity)
-        intensity = intensity or intensity_for(image)
+        intensity = intensity or self._intensity or intensity_for(image)
         if not image.is_volume and axis is not None:
             raise SettingError(f"a picture has one slice, so there is no axis {axis!r} to cut it along; leave it out")
         slice_axis = slicing_axis(image, axis) if image.is_volume else None
@@ -379,13 +391,22 @@ def load(
         if path is not None:
             raise SettingError(f"{model} is an adapter, and so is {path}; give one of them")
         path = Path(model)
-        model = read_card(path).base
+    made = None if path is None else read_card(path)
+    if made is not None and path is not None and model.endswith(".safetensors"):
+        model = made.base
     card = catalogue.card(model)
     chosen = choose_device(device)
     loaded = checkpoints.load(card, weights=None if weights is None else Path(weights), adapter=path, device=chosen)
-    name = card.name if path is None else f"{card.name} + {read_card(path).name}"
+    name = card.name if made is None else f"{card.name} + {made.name}"
     runtime = TorchRuntime(loaded.model, name, loaded.weights_hash, loaded.encoder_hash, loaded.prompts, chosen)
-    return Session(runtime, cache=cache)
+    return Session(runtime, cache=cache, intensity=None if made is None else _trained_with(made))
+
+
+def _trained_with(made: AdapterCard) -> Intensity | None:
+    """The rule that an adapter's training images were shown by, if its recipe chose one."""
+    data = made.recipe.get("data")
+    name = cast("Mapping[str, object]", data).get("intensity") if isinstance(data, Mapping) else None
+    return parse_intensity(name) if isinstance(name, str) else None
 
 
 def _listed(numbers: Sequence[int]) -> str:

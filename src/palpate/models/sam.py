@@ -199,8 +199,8 @@ class SamPromptDecoder(nn.Module):
 
         A transposed convolution of 2 x 2 with stride 2 is a linear layer that gives each cell four parts, and all that
         follows up to the logits works place by place. So the channels stay last and the parts stay where they
-        are until the logits, one number each, are put in order. Same weights, same sums; a training step on a CPU takes
-        two thirds of the time. See benchmarks/training.py.
+        are until the logits, one number each, are put in order. Same weights and same sums, without moving 32 maps of
+        the mask's size about, forward and back.
         """
         decoder, objects, side = self.mask_decoder, len(cells), self.grid_size
         norm = decoder.upscale_layer_norm

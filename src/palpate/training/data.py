@@ -30,24 +30,24 @@ def cases_for(data: DataRecipe, *, seed: int) -> tuple[list[Case], list[Case]]:
             f"nothing of {data.path} is left to train on; check train = {data.train!r}, dataset, leave_out and only in "
             "[data] (splits: " + (", ".join(sorted({case.split for case in found})) or "none") + ")"
         )
-    val = [case for case in found if data.val and case.split == data.val]
+    val = [case for case in found if data.train and data.val and case.split == data.val]
     if not val:
         unassigned = [replace(case, split="") for case in train]
         fractions = {"train": 1 - data.held_out, "val": data.held_out}
         drawn = split(unassigned, fractions=fractions, rng=np.random.default_rng(seed))
         train = [case for case in drawn if case.split == "train"]
         val = [case for case in drawn if case.split == "val"]
-        subjects = sorted({(case.dataset, case.subject) for case in train})
+        subjects = sorted({case.subject for case in train})
         if not val and len(subjects) > 1:  # a tenth of five subjects is nobody, and nothing would be validated
             one = subjects[int(np.random.default_rng(seed).integers(len(subjects)))]
-            val = [case for case in train if (case.dataset, case.subject) == one]
-            train = [case for case in train if (case.dataset, case.subject) != one]
-    both = {(case.dataset, case.subject) for case in train} & {(case.dataset, case.subject) for case in val}
+            val = [case for case in train if case.subject == one]
+            train = [case for case in train if case.subject != one]
+    # By name alone, as everywhere: equal names in two data sets are one person.
+    both = {case.subject for case in train} & {case.subject for case in val}
     if both:
-        dataset, subject = min(both)
         raise DatasetError(
-            f"{subject} of {dataset} is in both splits, so validation would be flattered; `palpate data split` makes "
-            "splits by subject"
+            f"{min(both)} is in both splits, so validation would be flattered; `palpate data split` makes splits by "
+            "subject"
         )
     return train, val
 

@@ -26,10 +26,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +38,7 @@ from torch import Tensor
 from palpate.datasets.case import Case
 from palpate.errors import DatasetError, OutputError, SettingError
 from palpate.inference.embedding_cache import EmbeddingCache, default_folder
+from palpate.inference.environment import environment
 from palpate.models import adapters, catalogue
 from palpate.models.adapters import AdapterCard
 from palpate.models.promptable import PromptKind
@@ -60,7 +59,13 @@ from palpate.training.validation import Measured, measure
 CHECKPOINT_SECONDS = 60.0
 """How much work a power cut may cost."""
 
-CHECKPOINT_FORMAT = 2
+NOTHING_THERE = -30.0
+"""A logit whose probability is zero to the last bit of a loss."""
+
+LOOKED_AT = 200
+"""How many scenes are tried to see what a strategy gives."""
+
+CHECKPOINT_FORMAT = 3
 """Grows when a checkpoint can no longer be read by an older palpate, or an older one by this."""
 
 EventKind = Literal["embedding", "estimate", "resumed", "step", "validation", "stopped", "finished"]
@@ -176,7 +181,8 @@ class _State:
 
     `step` counts steps that are done and `validated` is that of the last validation. `first` and `best_dice` are the
     Dice values before training and of the best weights, as they are logged; `log_bytes` is how much of the log belongs
-    to this state.
+    to this state. `stand_ins` counts tight boxes in the place of prompts that do not exist for an object; `loss_sum`
+    and `loss_count` are of the steps since the rate was last looked at.
     """
 
     step: int = 0
@@ -188,6 +194,9 @@ class _State:
     first: dict[str, float] = field(default_factory=dict)
     best_dice: dict[str, float] = field(default_factory=dict)
     log_bytes: int = 0
+    stand_ins: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
 
 
 class _Run:
@@ -291,6 +300,8 @@ class _Run:
             now = time.monotonic()
             self.state.step += 1
             self.state.seconds = before + now - started
+            self.state.stand_ins += sum(item.stands_in for batch in items for item in batch)
+            self.state.loss_sum, self.state.loss_count = self.state.loss_sum + loss, self.state.loss_count + 1
             self._note(loss=loss, rate=self._rate())
             left = (now - started) / (self.state.step - first_step) * (self.total - self.state.step)
             values = {"loss": loss, "seconds_left": left}
@@ -362,14 +373,22 @@ class _Run:
             return 0.0
         target = torch.from_numpy(np.stack([item.target for item in items])).to(self.fabric.device)
         loss = self.recipe.loss
+        # Kept embeddings are float32 whatever the precision of training: other runs read them.
+        kept = None if self.student.moves_encoder else self.student.features(items)
         with self.fabric.autocast():
-            features = self.student.features(items)
+            features = kept or self.student.features(items)
             logits, iou = self.student.answers(features, [item.canvas for item in items])
             own = None
             if loss.consistency:
                 with torch.no_grad():
                     own = self.student.answers(features, [item.tight for item in items])[0].float().sigmoid()
         teacher = self.student.taught(items) if loss.teacher else None
+        judged = _judged(items, self.fabric.device)
+        if judged is not None:
+            # Neither right nor wrong: surely nothing there, as the target says, and no gradient.
+            logits = torch.where(judged, logits.float(), NOTHING_THERE)
+            target, teacher, own = (None if one is None else one * judged for one in (target, teacher, own))
+            assert target is not None
         each = loss.of(logits, iou, target, teacher=teacher, own=own)
         if not bool(torch.isfinite(each).all()):
             names = ", ".join(item.scene.name for item in items)
@@ -424,9 +443,10 @@ class _Run:
     # --- Validation ---------------------------------------------------------------------------------------------------
 
     def _validation_is_due(self) -> bool:
-        """After every so many epochs and before the first; not again after what a checkpoint remembers."""
+        """After every so many epochs, before the first and after the last; what a checkpoint remembers is not due."""
         every = self.steps_an_epoch * self.recipe.validation.every
-        return self.state.step % every == 0 and self.state.validated < self.state.step
+        due = self.state.step % every == 0 or self.state.step >= self.total
+        return due and self.state.validated < self.state.step
 
     def _validate(self) -> None:
         """Measure, keep the weights if they are the best so far, and draw samples."""
@@ -438,7 +458,11 @@ class _Run:
             heed=self.interrupts.heed if self.fabric.world_size == 1 else lambda: None,
         )
         self.state.validated = self.state.step
+        mean_loss = self.state.loss_sum / max(1, self.state.loss_count)
+        self.state.loss_sum, self.state.loss_count = 0.0, 0
         if not measured.dice:
+            if self.state.step and self.recipe.optimiser.schedule == "plateau":
+                self.plateau.step(-mean_loss)  # there is nothing else to go by
             return
         overall = float(np.mean([measured.dice[named(prompt)] for prompt in self.recipe.validation.prompts]))
         row = {"dice": overall, **{f"dice {name}": value for name, value in measured.dice.items()}}
@@ -540,7 +564,8 @@ class _Run:
             "weights_hash": self.student.runtime.weights_hash,
             "processes": self.fabric.world_size,
             "threads": self.job.threads,
-            "versions": _versions(),
+            "device": self.fabric.device.type,
+            "versions": dict(environment()),
         }
 
     def _columns(self) -> list[str]:
@@ -622,7 +647,7 @@ class _Run:
             seed=self.recipe.seed,
             recipe=settings["recipe"],
             metrics=metrics,
-            versions=_versions(),
+            versions=dict(environment()),
             command=self.job.command,
         )
         if self.leads:
@@ -638,6 +663,7 @@ class _Run:
                     "steps": self.state.step,
                     "seconds": round(self.state.seconds, 1),
                     "metrics": metrics,
+                    "tight_boxes_instead": self.state.stand_ins,
                     "data": data,
                     "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
                 }
@@ -646,7 +672,9 @@ class _Run:
         self.fabric.barrier()
         stopped = "no better one came, so it stopped early; " if self.state.step < self.total else ""
         best = f"; best Dice on val {self.state.best:.4f}, at step {self.state.best_step}" if self.best_weights else ""
-        self._say("finished", f"{stopped}{self.state.step} steps{best}", self.state.step, self.total)
+        instead = f"; {self.state.stand_ins} prompts did not exist for their object: tight boxes instead"
+        text = f"{stopped}{self.state.step} steps{best}{instead if self.state.stand_ins else ''}"
+        self._say("finished", text, self.state.step, self.total)
         return Finetuned(self.folder.path, self.folder.adapter, card, self.state.step)
 
     def _say(
@@ -654,6 +682,14 @@ class _Run:
     ) -> None:
         if self.listener is not None:
             self.listener(Event(kind, text, done, total, values or {}))
+
+
+def _judged(items: Sequence[Item], device: torch.device) -> Tensor | None:
+    """Where the items' answers count, as (item, row, column); None if that is everywhere."""
+    if all(item.judged is None for item in items):
+        return None
+    grids = [np.ones_like(item.target, dtype=bool) if item.judged is None else item.judged for item in items]
+    return torch.from_numpy(np.stack(grids)).to(device)
 
 
 def _by_prompt(row: Mapping[str, float]) -> dict[str, float]:
@@ -669,24 +705,23 @@ def _data_hash(scenes: Sequence[Scene]) -> str:
 
 
 def _kinds_of(recipe: Recipe, scenes: Sequence[Scene], student: Student) -> tuple[PromptKind, ...]:
-    """Which kinds of prompts the mix holds, seen by drawing each of them once; and what the base was trained with."""
+    """Which kinds of prompts the mix holds, and what the base was trained with.
+
+    Seen by drawing each strategy for one scene after the other until it gives what it promises: not every prompt exists
+    for every object.
+    """
     kinds: dict[PromptKind, None] = dict.fromkeys(catalogue.card(recipe.model).prompts.trained)
     names: dict[type, PromptKind] = {Box: "box", Points: "points", Scribble: "scribble", MaskPrompt: "mask"}
     for prompt in recipe.prompts:
-        if prompt.share:
+        for place, scene in enumerate(scenes[:LOOKED_AT] if prompt.share else ()):
             (item,) = training_items(
-                [scenes[0]], [(0, 0)], [prompt], frame=student.frame, epoch=0, seed=0, pixels=student.pixels
+                [scene], [(place, 0)], [prompt], frame=student.frame, epoch=0, seed=0, pixels=student.pixels
             )
-            kinds |= dict.fromkeys(names[type(one)] for one in item.prompts)
+            if not item.stands_in:
+                for one in item.prompts:
+                    kinds[names[type(one)]] = None
+                break
     return tuple(kinds)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("palpate", "torch", "transformers", "peft", "lightning-fabric", "numpy"):
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _peak_memory(device: torch.device) -> int:

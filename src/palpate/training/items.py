@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float32
 
 from palpate.datasets.case import Region
 from palpate.errors import PromptError, SettingError
@@ -25,19 +26,26 @@ Pixels = Callable[[Scene], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One object to be segmented: its scene, its prompts in image pixels and on the canvas, and its reference there."""
+    """One object to be segmented.
+
+    `prompts` are in pixels of the view, `canvas` is the same on the model's canvas, and `tight` the tight box there.
+    `target` is the reference on the decoder's grid (`Frame.target`), and `judged` where it counts there; None is
+    everywhere. `stands_in` says that the prompt that was wanted does not exist for this object.
+    """
 
     scene: Scene
     region: Region
     prompts: tuple[Prompt, ...]
     canvas: CanvasPrompt
-    target: np.ndarray
+    target: Float32[np.ndarray, "row column"]
+    judged: Bool[np.ndarray, "row column"] | None
     tight: CanvasPrompt
+    stands_in: bool = False
 
     @property
-    def name(self) -> tuple[str, str]:
+    def name(self) -> tuple[object, ...]:
         """What object this is, whatever the prompt."""
-        return self.scene.key, self.region.name
+        return *self.scene.identity, self.region.name
 
 
 def order_of(scenes: Sequence[Scene], *, epoch: int, seed: int, count: int, balance: str) -> list[int]:
@@ -93,8 +101,10 @@ def draw(
     seen = pixels(scene) if way.needs_pixels and pixels is not None else None
     try:
         prompts = way.draw(mask, severity=severity, rng=rng, pixels=seen)
+        stands_in = False
     except PromptError:
-        prompts = (tight,)
+        prompts, stands_in = (tight,), True
+    judged = scene.judged
     prompts = tuple(prompt.inside(scene.shape) for prompt in prompts)
     return Item(
         scene=scene,
@@ -102,7 +112,9 @@ def draw(
         prompts=prompts,
         canvas=frame.prompts(prompts, scene.shape),
         target=frame.target(mask),
+        judged=None if judged is None else frame.target(~judged) < 0.5,
         tight=frame.prompts((tight,), scene.shape),
+        stands_in=stands_in,
     )
 
 
@@ -134,7 +146,10 @@ def validation_items(
     objects: int,
     pixels: Pixels | None = None,
 ) -> Mapping[str, list[Item]]:
-    """For every validation prompt, the same objects: at most `objects` of each data set, spread over its scenes."""
+    """For every validation prompt, the same objects: at most `objects` of each data set, spread over its scenes.
+
+    An object for which one of the prompts does not exist is left out of all.
+    """
     by_dataset: dict[str, list[Scene]] = {}
     for scene in scenes:
         by_dataset.setdefault(scene.case.dataset, []).append(scene)
@@ -165,7 +180,8 @@ def validation_items(
             )
             for scene, region in chosen
         ]
-    return found
+    kept = [i for i in range(len(chosen)) if not any(items[i].stands_in for items in found.values())]
+    return {label: [items[i] for i in kept] for label, items in found.items()}
 
 
 def named(prompt: PromptRecipe) -> str:

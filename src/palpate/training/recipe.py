@@ -14,13 +14,14 @@ Whatever is left out has the default written below. What is misspelt is refused.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from palpate.errors import SettingError
+from palpate.images.intensity import parse_intensity
 from palpate.models.adapters import Part, Targets, Trained, Where
 from palpate.prompts.strategies import strategy
 from palpate.training.losses import LOSSES, Loss
@@ -42,7 +43,7 @@ class DataRecipe(_Section):
     """Which images, and which views of them.
 
     - `train` and `val` are names of splits; without a `val`, a share `held_out` of the subjects of `train` becomes it.
-      Where the data has no splits, or with an empty `train`, everything is taken.
+      Where the data has no splits, or with an empty `train`, everything is taken, whatever split it is in.
     - `dataset` chooses among the data sets of a manifest, `leave_out` names those that training and validation must
       not see, and `only` asks for values of a manifest's columns: {redistributable_weights = "yes"}.
     - `balance`: every epoch sees each image alike ("images"), or draws data sets alike ("datasets").
@@ -68,6 +69,12 @@ class DataRecipe(_Section):
     crops: Annotated[int, Field(ge=0)] = 0
     balance: Literal["images", "datasets"] = "images"
 
+    @model_validator(mode="after")
+    def _window_exists(self) -> DataRecipe:
+        if self.intensity is not None:
+            parse_intensity(self.intensity)  # told before anything is read
+        return self
+
     def views(self, seed: int) -> Views:
         """The views of each slice."""
         return Views(flips=self.flips, crops=self.crops, seed=seed)
@@ -83,7 +90,14 @@ class PromptRecipe(_Section):
 
     @model_validator(mode="after")
     def _exists(self) -> PromptRecipe:
-        strategy(self.strategy)
+        known = strategy(self.strategy)
+        ends = self.severity if isinstance(self.severity, tuple) else (self.severity, self.severity)
+        if any(ends) and not known.uses_severity:
+            raise SettingError(
+                f"{self.strategy} knows no severity; leave {self.severity} out, or take another strategy"
+            )
+        if min(ends) < 0 <= min(known.default_severities):
+            raise SettingError(f"the severity of {self.strategy} is a share from 0 to 1, got {min(ends):g}")
         return self
 
 
@@ -91,7 +105,8 @@ class OptimiserRecipe(_Section):
     """How weights move.
 
     - `schedule`: `plateau` multiplies the rate by `factor` when the validation Dice has not risen for
-      `plateau_patience` epochs; `cosine` ends near 0; `constant` stays. All rise linearly over `warmup` steps first.
+      `plateau_patience` validations (without validation data, when the loss has not fallen); `cosine` ends near 0;
+      `constant` stays. All rise linearly over `warmup` steps first.
     - `clip` bounds the gradient's norm; `ema` is the decay of a running average of the weights, which then is the
       result (0: none).
     """
@@ -242,7 +257,25 @@ def _trained(given: Any) -> Trained | dict[str, Any]:
     for name in ("parts", "where"):
         if isinstance(table.get(name), str):
             table[name] = [table[name]]
+    parts = table.get("parts", Trained.__dataclass_fields__["parts"].default)
+    for name, users in _USERS.items():
+        if name in table and isinstance(parts, Sequence) and not set(users) & set(parts):
+            raise SettingError(
+                f"{name} in [trained] is of {' and '.join(users)}, and only {', '.join(parts)} is trained; add one of "
+                f"them to the parts, or leave {name} out"
+            )
     return table
+
+
+_USERS: dict[str, tuple[str, ...]] = {
+    "where": ("bias-norm", "lora", "adapter"),
+    "rank": ("lora",),
+    "alpha": ("lora",),
+    "targets": ("lora",),
+    "width": ("adapter",),
+    "blocks": ("last-blocks",),
+}
+"""Which parts a setting is for: one that would do nothing was meant otherwise."""
 
 
 def _check_names(section: str, table: Mapping[str, Any], known: Iterable[str]) -> None:

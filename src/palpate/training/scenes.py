@@ -37,7 +37,7 @@ class View:
     crop: tuple[int, int, int, int] | None = None
 
     def of(self, pixels: np.ndarray) -> np.ndarray:
-        """This view of an image or of its labels: (row, column) or (row, column, colour)."""
+        """This view of an image or of its labels, as an array of (row, column) or (row, column, colour)."""
         if self.crop is not None:
             top, bottom, left, right = self.crop
             pixels = pixels[top : bottom + 1, left : right + 1]
@@ -100,7 +100,7 @@ class Scene:
 
     @property
     def labels(self) -> Integer[np.ndarray, "row column"]:
-        """The reference labels of this view."""
+        """The reference labels of this view, those that nobody gave (`Case.ignore`) as they are in the file."""
         return np.frombuffer(zlib.decompress(self._packed), dtype=self._dtype).reshape(self.shape)
 
     def mask(self, region: Region) -> Bool[np.ndarray, "row column"]:
@@ -108,9 +108,22 @@ class Scene:
         return region.mask(self.labels)
 
     @property
+    def judged(self) -> Bool[np.ndarray, "row column"] | None:
+        """Where an answer is right or wrong: not on pixels that nobody labelled. None if that is everywhere."""
+        if self.case.ignore is None:
+            return None
+        judged = self.labels != self.case.ignore
+        return None if judged.all() else judged
+
+    @property
     def name(self) -> str:
-        """A name for people: the case, the slice, the view."""
+        """A name for people: the case and its slice."""
         return f"{self.case.dataset}/{self.case.name}#{self.z}"
+
+    @property
+    def identity(self) -> tuple[str, str, int, View]:
+        """What tells it from all other scenes; two cases may show one image with other labels, or at another size."""
+        return self.case.dataset, self.case.name, self.z, self.view
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +159,8 @@ def sights_of(
     seen = to_uint8(image, parse_intensity(intensity) if intensity else intensity_for(image))
     pixels = seen[None] if axis is None else slice_first(seen, axis)
     labels = labelled.labels[None] if axis is None else slice_first(labelled.labels, axis)
-    labels = np.where(labels == case.ignore, 0, labels) if case.ignore is not None else labels
-    numbers = [0] if axis is None else np.flatnonzero((labels > 0).any(axis=(1, 2))).tolist()
+    labelled_voxels = (labels > 0) & (labels != case.ignore) if case.ignore is not None else labels > 0
+    numbers = [0] if axis is None else np.flatnonzero(labelled_voxels.any(axis=(1, 2))).tolist()
     for z in _spread(numbers, slices_per_volume):
         shape = (pixels.shape[1], pixels.shape[2])
         for view in (views or Views()).of(case, z, shape):

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from palpate.datasets.case import Case
@@ -52,8 +52,8 @@ class Student:
     parameters: dict[str, nn.Parameter]
     average: dict[str, Tensor]
     start: dict[str, Tensor]
-    _pictures: dict[str, np.ndarray]
-    _taught: dict[tuple[str, str], Tensor]
+    _pictures: dict[tuple[object, ...], np.ndarray]
+    _taught: dict[tuple[object, ...], Tensor]
     _looking: Lock = field(default_factory=Lock)
 
     @property
@@ -71,13 +71,16 @@ class Student:
     def result(self) -> dict[str, Tensor]:
         """A copy of the weights that would be the result now: the average, where there is one."""
         chosen = self.average or self.parameters
-        return {name: tensor.detach().cpu().clone() for name, tensor in chosen.items()}
+        copies = {name: tensor.detach().cpu().clone() for name, tensor in chosen.items()}
+        # Rounded as the file will be, so that what is measured is what is kept.
+        return {name: tensor.half().to(tensor) for name, tensor in copies.items()} if self.recipe.half else copies
 
     @contextmanager
-    def averaged(self) -> Generator[None]:
-        """The network with the averaged weights, where there are such, for as long as the block lasts."""
-        kept = {name: self.parameters[name].detach().clone() for name in self.average}
-        self._put(self.average)
+    def as_result(self) -> Generator[None]:
+        """The network with the weights that would be the result, for as long as the block lasts."""
+        differs = bool(self.average) or self.recipe.half
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()} if differs else {}
+        self._put(self.result() if differs else {})
         try:
             yield
         finally:
@@ -120,18 +123,18 @@ class Student:
             self.cache.put(scene.key, found)
         return found
 
-    def pixels(self, scene: Scene) -> np.ndarray:
+    def pixels(self, scene: Scene) -> UInt8[np.ndarray, "row column *colour"]:
         """The scene's image; those used lately stay in memory. Any thread may ask."""
         with self._looking:
             return self._pixels(scene)
 
     def _pixels(self, scene: Scene) -> np.ndarray:
-        if scene.key not in self._pictures:
+        if scene.identity not in self._pictures:
             for sight in self.sights(scene.case):
                 # A copy: a slice would keep its whole volume in memory.
-                self._pictures[sight.scene.key] = sight.pixels.copy()
-        found = self._pictures.pop(scene.key)
-        self._pictures[scene.key] = found
+                self._pictures[sight.scene.identity] = sight.pixels.copy()
+        found = self._pictures.pop(scene.identity)
+        self._pictures[scene.identity] = found
         held = sum(picture.nbytes for picture in self._pictures.values())
         while held > PICTURE_BYTES and len(self._pictures) > 1:
             held -= self._pictures.pop(next(iter(self._pictures))).nbytes

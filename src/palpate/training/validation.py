@@ -33,19 +33,22 @@ def measure(
     """The Dice of every prompt: the mean over data sets of the mean over objects; nothing for a prompt without items.
 
     Every prompt asks for the same objects in the same order. Several processes share them and all get all results.
-    `samples` masks of each prompt are kept, of objects spread over the list and so over data sets. `heed` is called before each object and may raise.
+    `samples` masks of each prompt are kept, of objects spread over the list and so over data sets. `heed` is called
+    before each object and may raise.
     """
     mine: dict[str, list[tuple[int, float]]] = {label: [] for label in items}
     shown: list[tuple[str, Item, np.ndarray]] = []
     count = max(map(len, items.values()), default=0)
     looked_at = {int((i + 0.5) * count / samples) for i in range(samples)} if samples else set[int]()
-    with student.averaged(), torch.inference_mode():
+    with student.as_result(), torch.inference_mode():
         for i in range(fabric.global_rank, count, fabric.world_size):
             heed()
             features = student.features([next(iter(items.values()))[i]])
             for label, asked in items.items():
                 found = student.mask(features, asked[i], fabric.autocast())
-                mine[label].append((i, dice(found, asked[i].scene.mask(asked[i].region))))
+                judged = asked[i].scene.judged
+                counted = found if judged is None else found & judged  # what nobody labelled is neither right nor wrong
+                mine[label].append((i, dice(counted, asked[i].scene.mask(asked[i].region))))
                 if i in looked_at:
                     shown.append((label, asked[i], found))
     gathered = [mine]
