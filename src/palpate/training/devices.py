@@ -1,19 +1,34 @@
-"""Where training runs: one process or many, through Lightning Fabric."""
+"""Where training runs: one process or many, through Lightning Fabric.
+
+Processes that are started here leave Ctrl-C to the first process, which passes it on to each of them once, waits for
+what they save, and raises it then. A `PalpateError` of one of them ends all of them and is raised in the first. They
+end at once when the first process is killed.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
-import re
-from collections.abc import Callable
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
-from palpate import errors
 from palpate.errors import PalpateError, SettingError
 from palpate.inference.runtimes.torch import choose_device
 
 Result = TypeVar("Result")
+
+_SECONDS_FOR_THE_OTHERS = 60.0
+"""How long the others may go on once one was interrupted: enough to save, and nobody waits for a lost one for ever."""
 
 
 def launched(work: Callable[[Any], Result], *, device: str, devices: int, nodes: int, precision: str) -> Result:
@@ -24,6 +39,8 @@ def launched(work: Callable[[Any], Result], *, device: str, devices: int, nodes:
 
     Raises:
         SettingError: a device or a precision that does not exist here.
+        PalpateError: what one of them raised, or one of them was killed.
+        KeyboardInterrupt: this process was interrupted, or one of them; all have ended.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -59,20 +76,92 @@ def launched(work: Callable[[Any], Result], *, device: str, devices: int, nodes:
         raise SettingError(f"this cannot run on {devices} x {chosen.type}: {error}") from error
     if not many:
         return work(fabric)
-    from torch.multiprocessing.spawn import ProcessRaisedException
+    if by_torchrun or nodes > 1:
+        return fabric.launch(work)
+    return _spawned(fabric, work)
 
+
+def _spawned(fabric: Any, work: Callable[[Any], Result]) -> Result:
+    """Do the work in processes started from here.
+
+    How one of them ended is told in a folder: Fabric hands over the result of the first alone, torch ends the others
+    only where one fails, and of an exception it keeps the printed traceback.
+    """
+    from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
+
+    others = set(multiprocessing.active_children())
+    with tempfile.TemporaryDirectory(prefix="palpate-") as name:
+        folder = Path(name)
+        try:
+            packed = fabric.launch(partial(_packed, work=work, folder=folder))
+        except KeyboardInterrupt:
+            _stop(set(multiprocessing.active_children()) - others, folder)
+            raise
+        except ProcessException as error:
+            told = _told(folder)
+            if told is None and isinstance(error, ProcessExitedException):
+                told = PalpateError(f"a process of several ended ({error}); memory may have run out")
+            raise told or error from None
+        if not packed:
+            raise _told(folder) or KeyboardInterrupt
+        return pickle.loads(packed)
+
+
+def _packed(fabric: Any, *, work: Callable[[Any], Any], folder: Path) -> bytes:
+    """The result as bytes, for Fabric would take it apart on its way and fail; empty after an interrupt."""
+    _follow_parent()
+    with suppress(OSError):
+        (folder / f"{fabric.global_rank}.begun").touch()
     try:
-        return pickle.loads(fabric.launch(partial(_packed, work=work)))
-    except ProcessRaisedException as error:
-        raise _own_error(str(error)) or error from None
+        return pickle.dumps(work(fabric))
+    except (PalpateError, KeyboardInterrupt) as error:
+        _tell(folder, fabric.global_rank, error)
+        if isinstance(error, KeyboardInterrupt):
+            return b""  # a failure would have torch end the others, and one of them may be saving
+        raise
 
 
-def _packed(fabric: Any, *, work: Callable[[Any], Any]) -> bytes:
-    """The result as bytes: on its way from another process Fabric would take it apart, and fail."""
-    return pickle.dumps(work(fabric))
+def _follow_parent() -> None:
+    """Be interrupted by the first process alone, and end when it ends, however it ends."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # out of reach of a terminal's Ctrl-C: with what is passed on, it would be a second one
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # it was killed; what was saved last is whole
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
-def _own_error(traceback: str) -> PalpateError | None:
-    """What palpate raised in another process, of which only the printed traceback comes back."""
-    match = re.search(r"^palpate\.errors\.(\w+): (.*)", traceback, flags=re.MULTILINE | re.DOTALL)
-    return getattr(errors, match[1])(match[2].strip()) if match else None
+def _stop(children: Collection[BaseProcess], folder: Path) -> None:
+    """Interrupt all, and wait for what they save; a second Ctrl-C ends them at once."""
+    try:
+        # One that is still being started has nothing to save, and may wait for others that will never come.
+        if hasattr(os, "setpgid") and len(list(folder.glob("*.begun"))) == len(children):
+            for child in children:
+                if child.pid is not None and child.is_alive():
+                    os.kill(child.pid, signal.SIGINT)
+            wait([child.sentinel for child in children])
+            end = time.monotonic() + _SECONDS_FOR_THE_OTHERS
+            for child in children:
+                child.join(max(0.0, end - time.monotonic()))
+    finally:
+        for child in children:
+            child.kill()
+        for child in children:
+            child.join()
+
+
+def _tell(folder: Path, rank: int, error: BaseException) -> None:
+    half = folder / f"{rank}.part"
+    with suppress(OSError):  # a full disk: torch's traceback has to do
+        half.write_bytes(pickle.dumps((time.time(), error)))
+        half.replace(folder / f"{rank}.ended")
+
+
+def _told(folder: Path) -> BaseException | None:
+    """What ended the work: the first of what the processes told, for the others may have failed for want of it."""
+    told = [pickle.loads(path.read_bytes()) for path in folder.glob("*.ended")]
+    return min(told, key=lambda one: one[0])[1] if told else None
