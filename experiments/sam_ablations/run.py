@@ -27,6 +27,7 @@ from palpate.evaluation.measure import Plan
 from palpate.evaluation.protocols import protocol
 from palpate.evaluation.run import ModelChoice, evaluate
 from palpate.evaluation.table import read_run
+from palpate.images.formats import replacing
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.models.promptable import PromptSupport
 from palpate.training.finetune import Event, finetune
@@ -143,17 +144,31 @@ def _say(name: str):
     return say
 
 
-def write_results(jobs: Sequence[Job], out: Path) -> None:
-    """All rows of all finished jobs as one table: a row an image, or an object where every label is one."""
-    with (out / "results.csv").open("w", newline="", encoding="utf-8") as file:
+def write_results(out: Path) -> None:
+    """All rows of all finished jobs of OUT as one table: a row an image, or an object where every label is one."""
+    with (
+        replacing(out / "results.csv", overwrite=True) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["target", "strategy", "model", "subject", "case", "object", "seed", "dice", "iou"])
-        for job in jobs:
+        for job in _jobs(list(TARGETS), None):
             folder = out / "test" / job.name
+            if not (folder / "results.csv").is_file():
+                continue
             for row in read_run(folder).rows:
                 model = "trained" if job.strategy else "released"
                 scores = f"{row.dice:.6f}", f"{row.iou:.6f}"
                 writer.writerow([job.target, row.protocol, model, row.subject, row.case, row.object, row.seed, *scores])
+
+
+def _jobs(targets: Sequence[str], strategies: Sequence[str] | None) -> list[Job]:
+    """For each target the released model, then each strategy of its tables, or those that were asked for."""
+    jobs: list[Job] = []
+    for name in targets:
+        wanted = [s for s in strategies_of(TARGETS[name].domain) if not strategies or s in strategies]
+        jobs += [Job(name), *(Job(name, strategy) for strategy in wanted)]
+    return jobs
 
 
 def main() -> None:
@@ -174,14 +189,11 @@ def main() -> None:
     epochs, steps = (75, 75) if asked.full else (asked.epochs, asked.steps)
     cache = asked.cache or asked.out / "embeddings"
     given = Settings(asked.data, asked.out, cache, epochs, steps, asked.seeds, asked.seed)
-    jobs: list[Job] = []
-    for name in asked.targets:
-        wanted = [s for s in strategies_of(TARGETS[name].domain) if not asked.strategies or s in asked.strategies]
-        jobs += [Job(name), *(Job(name, strategy) for strategy in wanted)]
+    jobs = _jobs(asked.targets, asked.strategies)
     with ProcessPoolExecutor(asked.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for future in [pool.submit(do, job, given) for job in jobs]:
             print("done:", future.result(), flush=True)
-    write_results(jobs, asked.out)
+    write_results(asked.out)
     write_tables(asked.out)
 
 

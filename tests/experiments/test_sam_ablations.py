@@ -56,7 +56,7 @@ def test_labels_become_one_region_and_the_test_split_stays_unseen(
     jobs = [sam_ablations.Job("tumour"), *(sam_ablations.Job("tumour", name) for name in ("standard", "points-3"))]
     for job in jobs:
         sam_ablations.do(job, given)
-    sam_ablations.write_results(jobs, given.out)
+    sam_ablations.write_results(given.out)
     with (given.out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     released = [row for row in rows if row["model"] == "released"]
