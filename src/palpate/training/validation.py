@@ -33,15 +33,16 @@ def measure(
     """The Dice of every prompt: the mean over data sets of the mean over objects; nothing for a prompt without items.
 
     Every prompt asks for the same objects in the same order. Several processes share them and all get all results.
-    `samples` masks of each prompt are kept, of objects spread over the list and so over data sets. `heed` is called
-    before each object and may raise.
+    `samples` masks of each prompt are kept, of objects spread over this process's part of the list and so over data
+    sets. `heed` is called before each object and may raise.
     """
     mine: dict[str, list[tuple[int, float]]] = {label: [] for label in items}
     shown: list[tuple[str, Item, np.ndarray]] = []
     count = max(map(len, items.values()), default=0)
-    looked_at = {int((i + 0.5) * count / samples) for i in range(samples)} if samples else set[int]()
+    asked_here = range(fabric.global_rank, count, fabric.world_size)
+    looked_at = _spread(asked_here, samples)
     with student.as_result(), torch.inference_mode():
-        for i in range(fabric.global_rank, count, fabric.world_size):
+        for i in asked_here:
             heed()
             features = student.features([next(iter(items.values()))[i]])
             for label, asked in items.items():
@@ -63,6 +64,11 @@ def measure(
         },
         samples=[(item, found) for label in items for name, item, found in shown if name == label],
     )
+
+
+def _spread(places: Sequence[int], number: int) -> set[int]:
+    """So many of these places, from the whole of the list."""
+    return {places[int((i + 0.5) * len(places) / number)] for i in range(number)} if places else set()
 
 
 def _over_data_sets(items: Sequence[Item], values: Sequence[tuple[int, float]]) -> float:
