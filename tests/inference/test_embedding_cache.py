@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -104,6 +105,39 @@ class TestDamage:
         cache.put(key(0), embedding(0))
         assert cache.get(key(0)) is not None
 
+    @pytest.mark.parametrize("precision", ["float32", "float16"])
+    def test_a_file_whose_end_never_reached_the_disk_is_removed(
+        self, precision: Literal["float32", "float16"], tmp_path: Path
+    ) -> None:
+        cache = EmbeddingCache(tmp_path, precision=precision)
+        cache.put(key(0), embedding(0, levels=2))
+        path = one_file(cache)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+        assert cache.get(key(0)) is None
+        assert key(0) not in cache
+
+    def test_a_file_from_before_there_were_digests_is_taken_as_it_is(self, tmp_path: Path) -> None:
+        cache, put = EmbeddingCache(tmp_path), embedding(0)
+        cache.put(key(0), put)
+        safetensors.numpy.save_file({"00": put.features}, one_file(cache))
+        got = cache.get(key(0))
+        assert got is not None
+        assert np.array_equal(got.features, put.features)
+
+    def test_the_content_is_on_the_disk_before_the_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        flush, flushed = os.fsync, list[tuple[int, int]]()
+
+        def watched(handle: int) -> None:
+            flushed.append((os.fstat(handle).st_ino, os.fstat(handle).st_size))
+            flush(handle)
+
+        monkeypatch.setattr(os, "fsync", watched)
+        cache = EmbeddingCache(tmp_path)
+        cache.put(key(0), embedding(0))
+        state = one_file(cache).stat()
+        assert (state.st_ino, state.st_size) in flushed
+
     def test_a_file_of_something_else_is_removed_too(self, tmp_path: Path) -> None:
         cache = EmbeddingCache(tmp_path)
         cache.put(key(0), embedding(0))
@@ -176,7 +210,8 @@ class TestTheBound:
         old, new = folder / ".old.safetensors.1.part", folder / ".new.safetensors.2.part"
         for path in (old, new):
             path.write_bytes(b"half")
-        os.utime(old, (time.time() - 3600,) * 2)
+        an_hour_ago = time.time() - 3600
+        os.utime(old, (an_hour_ago, an_hour_ago))
         assert cache.prune() == 0
         assert not old.exists()
         assert new.exists()

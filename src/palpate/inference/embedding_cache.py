@@ -5,8 +5,9 @@
 
 The key (`palpate.inference.embeddings.embedding_key`) is a hash of the canvas and of the encoder's weights, so runs,
 models that differ in their decoder alone, and processes share what is there, and nothing goes stale: another image,
-window, view or encoder has another key. A file appears whole, by renaming, or not at all. Two processes that want
-the same embedding at once both compute it and one of the two equal files stays.
+window, view or encoder has another key. A file appears whole, by renaming, or not at all, and its header holds a
+digest of the rest. Two processes that want the same embedding at once both compute it and one of the two equal files
+stays.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Generator
+import zlib
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from palpate.errors import OutputError, SettingError
 from palpate.models.catalogue import home
@@ -37,6 +39,9 @@ _ROOM_AFTER_PRUNING = 0.9
 
 _LOOK_AFTER = 0.02
 """How much of the bound a process writes before it looks what others wrote."""
+
+_DIGEST = "crc32"
+"""Of the numbers, in the header of a file. It is there against accidents; 4 MiB take it a millisecond or two."""
 
 _ABANDONED_SECONDS = 600.0
 """After this long, half a file belongs to a process that was killed."""
@@ -92,7 +97,7 @@ class EmbeddingCache:
         """The embedding as float32, or None if it is not there; a damaged file is removed and is not there."""
         path = self._path(key)
         try:
-            stored = safetensors.numpy.load_file(path)
+            stored = _read(path)
         except FileNotFoundError:
             return None
         except OSError:  # too many open files, a share that is gone: the file itself may be sound
@@ -116,13 +121,17 @@ class EmbeddingCache:
         arrays = {f"{number:02d}": array for number, array in enumerate((embedding.features, *embedding.levels))}
         if self.precision == "float16" and all(float(np.abs(array).max()) < 6e4 for array in arrays.values()):
             arrays = {name: array.astype(np.float16) for name, array in arrays.items()}
-        data = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        data = safetensors.numpy.save(arrays, metadata={_DIGEST: _digest(arrays)})
         path = self._path(key)
         half = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                half.write_bytes(data)
+                with half.open("wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())  # else a power cut may leave the name without the content
                 half.replace(path)
             finally:
                 half.unlink(missing_ok=True)
@@ -183,6 +192,28 @@ class EmbeddingCache:
                 state = path.stat()
                 found.append((state.st_mtime, path, state.st_size))
         return found
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file; one from before there were digests is taken as it is.
+
+    Raises:
+        OSError: it cannot be read.
+        SafetensorError, ValueError: it is damaged.
+    """
+    with safe_open(path, "numpy") as file:
+        wanted = (file.metadata() or {}).get(_DIGEST)
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    if wanted is not None and wanted != _digest(arrays):
+        raise ValueError(f"{path} is not what was written")
+    return arrays
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    found = 0
+    for name in sorted(arrays):
+        found = zlib.crc32(arrays[name].data, found)
+    return f"{found:08x}"
 
 
 @contextmanager
