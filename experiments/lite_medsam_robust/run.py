@@ -29,7 +29,7 @@ from palpate.evaluation.results import some_cases
 from palpate.evaluation.run import ModelChoice, evaluate
 from palpate.evaluation.statistics import subject_values
 from palpate.evaluation.table import Row, read_run
-from palpate.models import adapters, catalogue, weights
+from palpate.models import weights
 from palpate.training.finetune import Event, finetune
 from palpate.training.recipe import read_recipe
 
@@ -137,17 +137,8 @@ def do(job: Job, data: Path, out: Path, *, split: str, cases: int, shares: Seque
 
 def _part_of_the_way(adapter: Path, share: float) -> Path:
     """A checkpoint between the released model and the adapter, as `palpate models merge --share` makes it."""
-    import safetensors.torch
-    from torch import nn
-
     path = adapter.with_name(f"merged-{share:g}.safetensors")
-    if not path.exists():
-        card = catalogue.card("lite-medsam")
-        network = weights.load(card).model
-        assert isinstance(network, nn.Module)
-        adapters.applied(network, adapters.read(adapter), share=share)
-        state = {name: tensor.contiguous() for name, tensor in card.restore(dict(network.state_dict())).items()}
-        safetensors.torch.save_file(state, path)
+    weights.merge(adapter, path, share=share)
     return path
 
 
@@ -210,15 +201,21 @@ def main() -> None:
     parser.add_argument("--rounds", nargs="*", default=list(ROUNDS), choices=list(ROUNDS))
     parser.add_argument("--split", choices=["choose", "test"], default="choose", help="what to measure on")
     parser.add_argument("--cases", type=int, default=4, help="cases of each unseen data set")
-    parser.add_argument("--shares", nargs="*", type=float, default=list(SHARES))
+    parser.add_argument(
+        "--shares", nargs="*", type=float, help="of the way to the adapter; all, or one with --split test"
+    )
     parser.add_argument("--workers", type=int, default=1, help="jobs at a time, one thread each")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     given = parser.parse_args()
+    if given.split == "test" and len(given.shares or ()) != 1:
+        parser.error("on test, one road with one share is reported: give --shares with the one that was chosen")
     if not given.table:
         jobs = [Job(road, name) for road in ("", *given.roads) for name in given.rounds]
         with ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             futures = [
-                pool.submit(do, job, given.data, given.out, split=given.split, cases=given.cases, shares=given.shares)
+                pool.submit(
+                    do, job, given.data, given.out, split=given.split, cases=given.cases, shares=given.shares or SHARES
+                )
                 for job in jobs
             ]
             for future in futures:
