@@ -186,8 +186,9 @@ def main() -> None:
     tiny = len({row.key[:4] for row in arms[0].rows if size_class(row.area) == "tiny"}) if arms else 0
     seeds = ", ".join(f"{arm.name} {len(arm.seeds)}" for arm in arms)
     lines.append(
-        f"{objects} objects, {tiny} of them tiny; seeds of training: {seeds}. NSD at 2 mm, or 2 pixels where an image "
-        "has no spacing. `*`: fewer than eight subjects, or a data set with one alone, so the interval is likely too short."
+        f"{objects} objects, {tiny} of them tiny; seeds of training: {seeds}. NSD at 2 mm, or at 2 pixels "
+        "in images without spacing. `*`: fewer than eight subjects, or a data set with one alone, so the interval is "
+        "likely too short."
     )
     for name, text in (("tables.md", "\n".join(lines) + "\n"),):
         with replacing(out / name, overwrite=True) as temporary:

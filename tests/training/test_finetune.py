@@ -178,6 +178,83 @@ class TestTheCache:
         assert all(np.array_equal(one[name], other[name]) for name in other)
 
 
+class TestMixedPrecision:
+    def test_embeddings_that_are_kept_stay_in_full_precision(self, tmp_path: Path, recipe_of: RecipeOf) -> None:
+        recipe = recipe_of(epochs=1, steps=2, validation=SMALL_VALIDATION)
+        run(recipe, tmp_path / "full", cache=tmp_path / "cache")
+        wanted = {path.name: safetensors.numpy.load_file(path) for path in (tmp_path / "cache").rglob("*.safetensors")}
+
+        pruned: list[Path] = []
+
+        def prune(event: Event) -> None:
+            if event.kind == "estimate":  # another run removes what this one will want again
+                for path in (tmp_path / "cache").rglob("*.safetensors"):
+                    path.unlink()
+                    pruned.append(path)
+
+        run({**recipe, "precision": "bf16-mixed"}, tmp_path / "mixed", cache=tmp_path / "cache", listener=prune)
+        assert pruned
+        again = {path.name: safetensors.numpy.load_file(path) for path in (tmp_path / "cache").rglob("*.safetensors")}
+        assert again
+        for name, arrays in again.items():
+            for key, array in arrays.items():
+                assert array.dtype == np.float32
+                assert np.array_equal(array, wanted[name][key])
+
+    def test_a_run_in_mixed_precision_is_taken_up_bit_by_bit(self, tmp_path: Path, recipe_of: RecipeOf) -> None:
+        recipe = recipe_of(precision="bf16-mixed", validation=SMALL_VALIDATION)
+        whole = run(recipe, tmp_path / "whole")
+
+        def stop(event: Event) -> None:
+            if event.kind == "step" and event.done == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "halves", listener=stop, checkpoint_seconds=0.0)
+        halves = run(recipe, tmp_path / "halves")
+        first, second = (safetensors.numpy.load_file(one.adapter) for one in (whole, halves))
+        assert all(np.array_equal(first[name], second[name]) for name in first)
+        assert log(tmp_path / "whole") == log(tmp_path / "halves")
+
+
+class TestTheCard:
+    def test_the_last_epoch_is_measured_whatever_every_says(self, tmp_path: Path, recipe_of: RecipeOf) -> None:
+        run(recipe_of(epochs=3, steps=1, validation={**SMALL_VALIDATION, "every": 5}), tmp_path / "run")
+        assert [row["step"] for row in log(tmp_path / "run") if row["dice"]] == ["0", "3"]
+
+    def test_it_knows_the_prompts_though_the_first_scene_has_no_room_for_them(
+        self, tmp_path: Path, recipe_of: RecipeOf
+    ) -> None:
+        mix = [{"strategy": "points-50+50"}]
+        recipe = recipe_of(epochs=1, steps=1, prompts=mix, validation=SMALL_VALIDATION)
+        cases = list(open_dataset(recipe["data"]["path"]))
+        full = tmp_path / "full.png"
+        with PILImage.open(cases[0].label) as label:
+            PILImage.fromarray(np.ones(label.size[::-1], dtype=np.uint8)).save(full)
+        done = run(recipe, tmp_path / "run", cases=([replace(cases[0], label=full), *cases[1:6]], cases[6:]))
+        assert done.card.prompts == ("box", "points")
+
+    def test_half_precision_is_measured_as_it_is_kept(self, tmp_path: Path, recipe_of: RecipeOf) -> None:
+        done = run(recipe_of(half=True, optimiser={"ema": 0.5}), tmp_path / "run")
+        stored = safetensors.numpy.load_file(done.adapter)
+        assert {array.dtype for array in stored.values()} == {np.dtype(np.float16)}
+        exact = run(recipe_of(optimiser={"ema": 0.5}), tmp_path / "exact")
+        assert any(
+            not np.array_equal(array, stored[name].astype(np.float32))
+            for name, array in safetensors.numpy.load_file(exact.adapter).items()
+        )
+
+    def test_the_window_of_training_is_that_of_use(self, tmp_path: Path, recipe_of: RecipeOf) -> None:
+        recipe = recipe_of(epochs=1, steps=1, data={"intensity": "0..255"}, validation=SMALL_VALIDATION)
+        done = run(recipe, tmp_path / "run")
+        session = palpate.load(str(done.adapter), device="cpu")
+        image = open_dataset(recipe["data"]["path"])[0].read().image
+        session.set_image(image)
+        assert session.predict(palpate.Box(4, 4, 20, 20)).provenance.intensity.endswith("(0..255)")
+        session.set_image(image, intensity="min-max")
+        assert "0..255" not in session.predict(palpate.Box(4, 4, 20, 20)).provenance.intensity
+
+
 class TestValidation:
     def test_it_is_the_dice_of_a_session_with_the_same_prompts(self, tmp_path: Path, recipe_of: RecipeOf) -> None:
         recipe = recipe_of(steps=10, validation={"objects": 3})

@@ -1,4 +1,6 @@
+import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 import tiny_training
 
 from palpate.datasets import open_dataset
+from palpate.datasets.case import Region
 from palpate.errors import SettingError
 from palpate.models.frame import Frame
 from palpate.prompts.types import Box, Points
@@ -127,3 +130,58 @@ def test_names_of_columns() -> None:
     assert named(STANDARD) == "standard"
     assert named(PromptRecipe(strategy="shrink", severity=0.1)) == "shrink@0.1"
     assert named(PromptRecipe(strategy="jitter", severity=(0.0, 0.25))) == "jitter@0-0.25"
+
+
+class TestWhatIsNotLabelled:
+    @pytest.fixture
+    def half(self, tmp_path: Path) -> Scene:
+        """An object in the left half; nobody labelled the right half."""
+        path = tiny_training.phantoms(tmp_path, train=1, val=0)
+        (case,) = open_dataset(path)
+        scene = next(iter(sights_of(case, frame=FRAME, encoder_hash="e"))).scene
+        labels = np.zeros(scene.shape, dtype=np.uint8)
+        labels[5:15, 4:12] = 1
+        labels[:, scene.shape[1] // 2 :] = 9
+        packed = zlib.compress(labels.tobytes())
+        regions = (Region("1", (1,)),)
+        return replace(scene, case=replace(case, ignore=9), regions=regions, _packed=packed, _dtype=labels.dtype.str)
+
+    def test_it_does_not_count(self, half: Scene) -> None:
+        (item,) = training_items([half], [(0, 0)], [STANDARD], frame=FRAME, epoch=0, seed=0)
+        assert item.judged is not None
+        assert not item.judged[:10, 20:30].any()
+        assert item.judged[:10, :12].all()
+        assert item.judged[30:].all()  # beyond the image, where the answer is known: nothing
+
+    def test_everything_counts_where_everything_is_labelled(self, scenes: list[Scene]) -> None:
+        (item,) = training_items(scenes, [(0, 0)], [STANDARD], frame=FRAME, epoch=0, seed=0)
+        assert item.judged is None
+
+
+def test_two_cases_that_show_one_image_are_two_objects(scenes: list[Scene]) -> None:
+    first = scenes[0]
+    other = replace(first, case=replace(first.case, name="second reader"))
+    items = training_items([first, other], [(0, 0), (0, 1)], [STANDARD], frame=FRAME, epoch=0, seed=0)
+    assert items[0].scene.key == items[1].scene.key
+    assert items[0].name != items[1].name
+
+
+class TestPromptsThatDoNotExist:
+    @pytest.fixture
+    def full(self, scenes: list[Scene]) -> Scene:
+        """An object that fills its image: there is no room for points beside it."""
+        labels = np.ones(scenes[0].shape, dtype=np.uint8)
+        packed = zlib.compress(labels.tobytes())
+        return replace(scenes[0], regions=(Region("1", (1,)),), _packed=packed, _dtype=labels.dtype.str)
+
+    def test_the_tight_box_stands_in(self, full: Scene) -> None:
+        mix = [PromptRecipe(strategy="points-50+50")]
+        (item,) = training_items([full], [(0, 0)], mix, frame=FRAME, epoch=0, seed=0)
+        assert item.stands_in
+        assert [type(prompt) for prompt in item.prompts] == [Box]
+
+    def test_validation_leaves_the_object_out_of_all_prompts(self, full: Scene, scenes: list[Scene]) -> None:
+        prompts = [STANDARD, PromptRecipe(strategy="points-50+50")]
+        found = validation_items([full, *scenes[1:]], prompts, frame=FRAME, seed=0, objects=50)
+        assert len(found["standard"]) == len(found["points-50+50"]) == 2 * len(scenes[1:])
+        assert all(item.scene is not full for items in found.values() for item in items)
