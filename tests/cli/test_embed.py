@@ -7,6 +7,7 @@ import pytest
 
 import trees
 from command_line import Run
+from palpate.inference.embedding_cache import EmbeddingCache
 
 
 def _kept() -> dict[Path, int]:
@@ -69,6 +70,32 @@ def test_a_cache_that_is_too_small_is_bounded_and_says_so(palpate: Run, pictures
     assert answer.status == 0
     assert 1 <= len(_kept()) <= 3
     assert "larger --max-size" in answer.err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_only_who_asks_for_a_size_changes_that_of_the_cache(palpate: Run, pictures: Path) -> None:
+    embed = ("embed", pictures, "--model", "tiny", "--cache", "cache", "--workers", 1, "--json")
+    assert palpate(*embed).json["max_bytes"] == 20 * 10**9
+    assert palpate(*embed, "--max-size", "200GB").json["max_bytes"] == 200 * 10**9
+    assert palpate(*embed).json["max_bytes"] == 200 * 10**9
+    quick = ("--epochs", 1, "--steps", 1, "--batch", 2, "--device", "cpu", "--threads", 1, "--json")
+    finetune = ("finetune", "--data", pictures, "--model", "tiny", "--cache", "cache", *quick, "--overwrite")
+    asked = ("--protocol", "standard", "--cache", "cache", "--workers", 1, "--worst", 0, "--json", "--overwrite")
+    evaluate = ("evaluate", pictures, "--model", "tiny", *asked)
+    for number, command in enumerate((finetune, evaluate)):
+        first = palpate(*command, "-o", f"run-{number}")
+        assert first.status == 0, first.err
+        assert EmbeddingCache(Path("cache")).max_bytes == (200 + number) * 10**9
+        again = palpate(*command, "-o", f"run-{number}", "--max-size", f"{201 + number}GB")
+        assert again.status == 0, again.err
+        assert EmbeddingCache(Path("cache")).max_bytes == (201 + number) * 10**9
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_size_of_no_cache_is_told(palpate: Run, pictures: Path) -> None:
+    answer = palpate("evaluate", pictures, "--model", "tiny", "--max-size", "5GB", "-o", "out")
+    assert answer.status == 2
+    assert "--cache FOLDER" in answer.err
 
 
 @pytest.mark.parametrize(

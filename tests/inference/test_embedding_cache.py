@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from palpate.errors import OutputError, SettingError
-from palpate.inference.embedding_cache import EmbeddingCache
+from palpate.inference.embedding_cache import DEFAULT_MAX_BYTES, EmbeddingCache
 from palpate.models.promptable import ImageEmbedding
 
 KILOBYTE = 256  # float32 values
@@ -202,6 +202,27 @@ class TestTheBound:
             others.put(key(number), embedding(number))
         mine.put(key(30), embedding(30))
         assert mine.use().bytes <= mine.max_bytes
+
+    def test_the_folder_remembers_it_for_all_who_ask_for_none(self, tmp_path: Path) -> None:
+        assert EmbeddingCache(tmp_path).max_bytes == DEFAULT_MAX_BYTES
+        EmbeddingCache(tmp_path, max_bytes=10 * DEFAULT_MAX_BYTES)
+        assert EmbeddingCache(tmp_path).max_bytes == 10 * DEFAULT_MAX_BYTES
+        EmbeddingCache(tmp_path, max_bytes=DEFAULT_MAX_BYTES)
+        assert EmbeddingCache(tmp_path).max_bytes == DEFAULT_MAX_BYTES
+
+    @pytest.mark.parametrize("content", [b"", b"\0\0\0", b"many", b"-7", b"\xff"])
+    def test_a_damaged_memory_of_it_is_none(self, content: bytes, tmp_path: Path) -> None:
+        EmbeddingCache(tmp_path, max_bytes=5000)
+        (tmp_path / "max_bytes").write_bytes(content)
+        assert EmbeddingCache(tmp_path).max_bytes == DEFAULT_MAX_BYTES
+
+    def test_who_began_before_more_was_asked_for_removes_nothing(self, tmp_path: Path) -> None:
+        early = self.sized(tmp_path, 3)
+        late = EmbeddingCache(early.folder, max_bytes=10 * early.max_bytes)
+        for number in range(9):
+            late.put(key(number), embedding(number))
+        early.put(key(9), embedding(9))
+        assert there(late, range(10)) == list(range(10))
 
     def test_what_killed_processes_left_goes_and_what_is_being_written_stays(self, tmp_path: Path) -> None:
         cache = EmbeddingCache(tmp_path)

@@ -21,8 +21,12 @@ def embed(
         Path | None, typer.Option(metavar="FOLDER", help="Where embeddings are kept (default: beside the weights).")
     ] = None,
     max_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="What the cache may take; beyond it, those unused for longest go.")
-    ] = "20GB",
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="What the cache may take (default: as before, at first 20GB); beyond it, those unused for longest go.",
+        ),
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="The folder of labels, where DATA is a folder of images.")] = None,
     dataset: Annotated[
         list[str] | None, typer.Option(help="Only these datasets of DATA. Repeatable, or commas.")
@@ -56,10 +60,10 @@ def embed(
     `palpate evaluate --cache` find what they need by content: the same pixels and the same encoder, whatever the file.
     """
     with reporting_errors(as_json=as_json, kept=lambda: "what was encoded is kept, and the same command goes on"):
-        size = bytes_of(max_size, "--max-size")
+        asked = None if max_size is None else bytes_of(max_size, "--max-size")
         slices = slices_of(slices_per_volume)
         from palpate.datasets import open_dataset
-        from palpate.inference.embedding_cache import EmbeddingCache, default_folder
+        from palpate.inference.embedding_cache import EmbeddingCache, bound_of, default_folder
         from palpate.inference.runtimes.torch import choose_device
         from palpate.training.embedding import Order, embed_many
         from palpate.training.scenes import Views
@@ -67,8 +71,10 @@ def embed(
         views = Views(flips=tuple(separated(flips)), crops=crops, seed=seed)
         chosen = choose_device(device)
         cases = open_dataset(data, labels=labels, dataset=separated(dataset) or None, split=split, channel=channel)
+        folder = cache or default_folder()
+        size = asked or bound_of(folder)
         order = Order(
-            folder=cache or default_folder(),
+            folder=folder,
             max_bytes=size,
             model=model,
             device=str(chosen),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palpate.cli.terminal import command_line, cores, reporting_errors, say, say_json, separated
+from palpate.cli.terminal import bytes_of, command_line, cores, reporting_errors, say, say_json, separated
 from palpate.errors import SettingError
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ def evaluate(
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Keep embeddings here, for runs that share an encoder.")
     ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What the cache may take (default: as before, at first 20GB).")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes at work, one thread each (default: one a core).")
     ] = None,
@@ -95,6 +98,9 @@ def evaluate(
             return
         if data is None or output is None:
             raise SettingError("say what to evaluate on and where to write: palpate evaluate DATA -o RUN")
+        size = None if max_size is None else bytes_of(max_size, "--max-size")
+        if size is not None and cache is None:
+            raise SettingError("--max-size bounds a cache; say which one: --cache FOLDER")
         from palpate.datasets import open_dataset
         from palpate.evaluation.results import some_cases, write_results
         from palpate.evaluation.run import ModelChoice, evaluate
@@ -115,7 +121,7 @@ def evaluate(
         )
         found = open_dataset(data, labels=labels, dataset=separated(dataset) or None, split=split, channel=channel)
         chosen = list(found) if cases is None else some_cases(found, most=cases, seed=seed)
-        choice = ModelChoice(model, weights, device, adapter, cache)
+        choice = ModelChoice(model, weights, device, adapter, cache, size)
         with _progress(enabled=not as_json) as advance:
             run = evaluate(
                 chosen,

@@ -99,7 +99,9 @@ def finetune(
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where embeddings are kept (default: beside the weights).")
     ] = None,
-    max_size: Annotated[str, typer.Option(metavar="SIZE", help="What the cache may take of the disk.")] = "20GB",
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What the cache may take (default: as before, at first 20GB).")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     devices: Annotated[int, typer.Option(help="How many GPUs, or processes on the CPU, of each machine.")] = 1,
     nodes: Annotated[int, typer.Option(help="How many machines.")] = 1,
@@ -153,7 +155,7 @@ def finetune(
             "half": half or None,
         }
         chosen = _recipe(recipe, {key: value for key, value in changes.items() if value is not None})
-        size = bytes_of(max_size, "--max-size")
+        size = None if max_size is None else bytes_of(max_size, "--max-size")
         from palpate.training.finetune import finetune
 
         teller = Teller()

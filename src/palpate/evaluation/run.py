@@ -32,13 +32,17 @@ from palpate.inference.session import Session, load
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model to load, as in `palpate.load`; every worker loads its own. `cache` is a folder of embeddings."""
+    """Which model to load, as in `palpate.load`; every worker loads its own.
+
+    `cache` is a folder of embeddings and `cache_bytes` its new bound, if it is to have one.
+    """
 
     name: str = "lite-medsam"
     weights: Path | None = None
     device: str = "auto"
     adapter: Path | None = None
     cache: Path | None = None
+    cache_bytes: int | None = None
 
     def load(self) -> Session:
         """A session on it.
@@ -46,7 +50,7 @@ class ModelChoice:
         Raises:
             ModelError, SettingError: see `palpate.load`.
         """
-        cache = None if self.cache is None else EmbeddingCache(self.cache)
+        cache = None if self.cache is None else EmbeddingCache(self.cache, max_bytes=self.cache_bytes)
         return load(self.name, weights=self.weights, device=self.device, adapter=self.adapter, cache=cache)
 
 

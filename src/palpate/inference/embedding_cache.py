@@ -2,6 +2,7 @@
 
     FOLDER/3f/3fa9…c1.safetensors       one embedding; its name is its key
     FOLDER/lock                         held for the moments in which files are removed
+    FOLDER/max_bytes                    the bound that was last asked for, which holds for all who ask for none
 
 The key (`palpate.inference.embeddings.embedding_key`) is a hash of the canvas and of the encoder's weights, so runs,
 models that differ in their decoder alone, and processes share what is there, and nothing goes stale: another image,
@@ -27,13 +28,16 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from palpate.errors import OutputError, SettingError
+from palpate.images.formats import replacing
 from palpate.models.catalogue import home
 from palpate.models.promptable import ImageEmbedding
 
 Precision = Literal["float32", "float16"]
 
 DEFAULT_MAX_BYTES = 20 * 10**9
-"""What a cache may take of the disk unless told otherwise: 5,000 embeddings of LiteMedSAM in float32."""
+"""What a cache may take of the disk if nobody ever said: 5,000 embeddings of LiteMedSAM in float32."""
+
+_BOUND = "max_bytes"
 
 _ROOM_AFTER_PRUNING = 0.9
 
@@ -52,6 +56,11 @@ def default_folder() -> Path:
     return home() / "embeddings"
 
 
+def bound_of(folder: Path) -> int:
+    """What the cache in a folder may take, in bytes: what was last asked for, else `DEFAULT_MAX_BYTES`."""
+    return _remembered(folder) or DEFAULT_MAX_BYTES
+
+
 @dataclass(frozen=True)
 class Use:
     """How full a cache is."""
@@ -63,23 +72,23 @@ class Use:
 class EmbeddingCache:
     """A folder of embeddings, bounded, for any number of processes.
 
-    `max_bytes` bounds the folder: when it is passed, those that were not used for longest go first. Each process looks
+    `max_bytes` bounds the folder: when it is passed, those that were not used for longest go first. The folder
+    remembers it, for all processes: without it, the bound is the one that was last asked for (`bound_of`). Each looks
     around after every fiftieth part of it, so many that write at once may pass it by that much each. In `float16` an
     embedding takes half the room (2 MiB for LiteMedSAM) and comes back rounded to 11 bits of mantissa; `float32` gives
     back what was put. The two never answer for each other.
 
     Raises:
         SettingError: a precision that does not exist, or a bound that holds nothing.
-        OutputError: the folder cannot be made.
+        OutputError: the folder cannot be made, or a new bound not be written there.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, precision: Precision = "float32") -> None:
+    def __init__(self, folder: Path, *, max_bytes: int | None = None, precision: Precision = "float32") -> None:
         if precision not in ("float32", "float16"):
             raise SettingError(f"embeddings are kept in float32 or float16, not in {precision!r}")
-        if max_bytes <= 0:
+        if max_bytes is not None and max_bytes <= 0:
             raise SettingError(f"a cache of {max_bytes} bytes holds nothing; give it some gigabytes")
         self.folder = folder
-        self.max_bytes = max_bytes
         self.precision = precision
         self._seen: int | None = None  # bytes in the folder when this process last looked
         self._written = 0  # and what it wrote since
@@ -89,6 +98,10 @@ class EmbeddingCache:
             raise OutputError(
                 f"cannot keep embeddings in {folder} ({error.strerror or error}); choose another folder with --cache"
             ) from error
+        if max_bytes is not None and max_bytes != bound_of(folder):
+            with replacing(folder / _BOUND, overwrite=True) as temporary:
+                temporary.write_text(f"{max_bytes}\n", encoding="ascii")
+        self.max_bytes = max_bytes or bound_of(folder)
 
     def __contains__(self, key: str) -> bool:
         return self._path(key).is_file()
@@ -161,6 +174,7 @@ class EmbeddingCache:
         with _alone(self.folder / "lock") as first:
             files = self._files()
             total = sum(size for _, _, size in files)
+            self.max_bytes = _remembered(self.folder) or self.max_bytes  # another process may have asked for more
             if first:
                 self._remove_abandoned()
             if first and total > self.max_bytes:
@@ -192,6 +206,14 @@ class EmbeddingCache:
                 state = path.stat()
                 found.append((state.st_mtime, path, state.st_size))
         return found
+
+
+def _remembered(folder: Path) -> int | None:
+    """The bound that a folder remembers, if it remembers any."""
+    try:
+        return max(0, int((folder / _BOUND).read_text(encoding="ascii"))) or None
+    except (OSError, ValueError):
+        return None
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -142,7 +142,7 @@ def finetune(
         OutputError: the folder holds another run, or cannot be written.
         WeightsError: the base model's weights are missing.
     """
-    from palpate.inference.embedding_cache import DEFAULT_MAX_BYTES
+    from palpate.inference.embedding_cache import bound_of
     from palpate.training.devices import launched
 
     job = _Job(
@@ -150,7 +150,7 @@ def finetune(
         folder=Path(folder),
         cases=cases,
         cache=cache or default_folder(),
-        cache_bytes=cache_bytes or DEFAULT_MAX_BYTES,
+        cache_bytes=cache_bytes or bound_of(cache or default_folder()),
         device=device,
         command=command,
         overwrite=overwrite,
