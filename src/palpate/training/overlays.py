@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from palpate.errors import OutputError
 from palpate.images.formats import replacing
 from palpate.inference.preview import LegendLine, Tile, draw
 from palpate.metrics import dice
@@ -30,6 +31,9 @@ def draw_samples(samples: Sequence[tuple[Item, np.ndarray, np.ndarray]], path: P
         title = f"Dice {dice(found, truth):.2f}  {item.scene.name}"
         tiles.append(Tile(pixels, labels, [Target(item.prompts)], title=title, pixel_size=(1.0, 1.0), letters=None))
     legend = [LegendLine(FOUND, "found"), LegendLine(REFERENCE, "missed")]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
     with replacing(path, overwrite=True) as temporary:
         draw(tiles, legend, caption="samples of the validation data").save(temporary, format="PNG")
