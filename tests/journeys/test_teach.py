@@ -23,20 +23,30 @@ QUICK = ("--epochs", "2", "--steps", "3", "--batch", "2", "--threads", "1", "--d
 SLOPPY = ("--prompts", "jitter@0-0.25:2,standard:1", "--rate", "3e-4")
 
 
-@pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    """A folder with images/ and labels/: six pictures of a bright disk, and of a smaller grey one beside it."""
-    rng = np.random.default_rng(3)
-    folder = tmp_path / "mine"
+def _pictures(folder: Path, *, count: int, seed: int) -> Path:
+    """A folder with images/ and labels/: pictures of a bright disk, and of a smaller grey one beside it."""
+    rng = np.random.default_rng(seed)
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
-    for number in range(6):
-        large = disk((60, 80), centre=(25 + 3 * number, 28), radius=12)
-        small = disk((60, 80), centre=(66, 45), radius=5)
+    for number in range(count):
+        large = disk((60, 80), centre=(25 + 3 * number, 25 + seed), radius=12)
+        small = disk((60, 80), centre=(66, 42 + seed), radius=5)
         image = picture((large, 190), (small, 150), background=40) + rng.integers(0, 25, (60, 80)).astype(np.uint8)
         Picture.fromarray(image).save(folder / f"images/p{number}.png")
         Picture.fromarray(large.astype(np.uint8) + 2 * small.astype(np.uint8)).save(folder / f"labels/p{number}.png")
     return folder
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """To learn from."""
+    return _pictures(tmp_path / "mine", count=6, seed=3)
+
+
+@pytest.fixture
+def unseen(tmp_path: Path) -> Path:
+    """To be judged by: other noise, other places."""
+    return _pictures(tmp_path / "unseen", count=4, seed=1)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -60,7 +70,9 @@ def _stopped(command: list[str], folder: Path, *, at: str, by: signal.Signals) -
     return process.returncode, said
 
 
-def test_own_images_make_a_better_model_whatever_happens_on_the_way(palpate: Run, mine: Path, tmp_path: Path) -> None:
+def test_own_images_make_a_better_model_whatever_happens_on_the_way(
+    palpate: Run, mine: Path, unseen: Path, tmp_path: Path
+) -> None:
     cache = ("--cache", "embeddings")
     embedded = palpate("embed", mine, *cache, "--workers", 1, "--device", "cpu")
     assert embedded.out.startswith("6 encoded, 0 were there"), embedded.err
@@ -98,7 +110,7 @@ def test_own_images_make_a_better_model_whatever_happens_on_the_way(palpate: Run
 
     measure = (
         "evaluate",
-        mine,
+        unseen,
         "--protocol",
         "shrink",
         "--severity",
