@@ -10,8 +10,6 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import palpate
-
 PACKAGES = ("palpate", "torch", "transformers", "peft", "lightning-fabric", "numpy", "scipy")
 
 
@@ -22,6 +20,6 @@ def environment() -> Mapping[str, str]:
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
-    sources = sorted(Path(palpate.__file__).parent.rglob("*.py"))
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
     found["code"] = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     return found
