@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 # The networks of the tests are so small that threads would mostly wait for each other, for seconds on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# pytest-xdist tells its workers that their terminal has 80 columns. There is none; what is printed then is as wide as in
+# a log file.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
 # A shell that starts the tests in the background makes them deaf to Ctrl-C, and with them every command they start;
 # some tests are about Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
