@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 # The networks of the tests are so small that threads would mostly wait for each other, for seconds on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# pytest-xdist tells its workers that their terminal has 80 columns. There is none; what is printed then is as wide as in
-# a log file.
+# pytest-xdist tells its workers that their terminal has 80 columns. There is none, and what is printed then is as wide
+# as in a log file.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
 
