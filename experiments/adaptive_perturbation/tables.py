@@ -105,6 +105,16 @@ def shown(difference: PairedDifference, p: float) -> str:
     return f"{number(difference.difference, scale=100.0)}, p = {p:.3g}"
 
 
+def error_difference(rows: Sequence[Row], baseline: Sequence[Row], resampler: Resampler) -> Interval:
+    """How much larger the share of errors is, by subject; both have the same objects."""
+    here, there = subject_values(rows, "error"), subject_values(baseline, "error")
+    differences = {
+        dataset: {subject: value - there[dataset][subject] for subject, value in subjects.items()}
+        for dataset, subjects in here.items()
+    }
+    return interval(differences, resampler)
+
+
 def main() -> None:
     """Read, count, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,20 +177,23 @@ def main() -> None:
         ("medsam", "adaptive-bidirectional"),
         ("bidirectional", "adaptive-bidirectional"),
     ]
-    found: list[tuple[str, list[PairedDifference]]] = []
+    found: list[tuple[str, list[PairedDifference], Interval]] = []
     for first, second in pairs:
         if first in by_name and second in by_name:
             a, b = by_name[first], by_name[second]
             tight = ("standard", 0.0)
             differences = [against(b.at(one), a.at(one), "dice", resampler) for one in TABLE_1]
-            differences.append(against(b.at(tight, tiny=True), a.at(tight, tiny=True), "error", resampler))
-            found.append((f"{ARMS[second]} against {ARMS[first]}", differences))
-    adjusted = iter(holm([one.p for _, differences in found for one in differences]))
+            errors = error_difference(b.at(tight, tiny=True), a.at(tight, tiny=True), resampler)
+            found.append((f"{ARMS[second]} against {ARMS[first]}", differences, errors))
+    adjusted = iter(holm([one.p for _, differences, _ in found for one in differences]))
     table(
-        "Differences, in points, paired by object [95 % interval]; p of a sign-flip test by subject, adjusted for all "
-        "of the table (Holm)",
+        "Differences, in points, by object (errors: by subject) [95 % interval]; p of a sign-flip test by subject, "
+        "adjusted for all of the table (Holm)",
         ["", "Dice, tight", "Dice, expansion 10 %", "Dice, shrink 10 %", "errors on tiny targets, tight"],
-        [[name, *(shown(one, next(adjusted)) for one in differences)] for name, differences in found],
+        [
+            [name, *(shown(one, next(adjusted)) for one in differences), percent(errors)]
+            for name, differences, errors in found
+        ],
     )
     objects = len({row.key[:4] for row in arms[0].rows}) if arms else 0
     tiny = len({row.key[:4] for row in arms[0].rows if size_class(row.area) == "tiny"}) if arms else 0
