@@ -16,8 +16,6 @@ A network here is one with an `image_encoder` and a `prompt_decoder`, which has 
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from palpate.errors import OutputError, SettingError, WeightsError
+from palpate.images.formats import replacing
 from palpate.models.promptable import PromptKind
 
 Part = Literal["decoder", "prompt-encoder", "bias-norm", "lora", "adapter", "last-blocks", "full"]
@@ -458,19 +457,12 @@ def save(adapter: Adapter, path: Path, *, half: bool = False, overwrite: bool = 
         for name, tensor in sorted(adapter.tensors.items())
     }
     data = safetensors.torch.save(tensors, metadata={_METADATA: json.dumps(content, sort_keys=True, default=str)})
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
+    with replacing(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(data)
 
 
 def is_adapter(path: Path) -> bool:
