@@ -86,6 +86,9 @@ def _spawned(fabric: Any, work: Callable[[Any], Result]) -> Result:
 
     How one of them ended is told in a folder: Fabric hands over the result of the first alone, torch ends the others
     only where one fails, and of an exception it keeps the printed traceback.
+
+    What is unpickled here and in `_told` was pickled a moment before by our own processes, which
+    multiprocessing pickles everything for anyway; the folder is open to this user alone and vanishes with the block.
     """
     from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
