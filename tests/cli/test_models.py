@@ -13,6 +13,7 @@ from command_line import Run
 from palpate.models import adapters, weights
 from palpate.models.adapters import Trained
 from palpate.models.catalogue import ModelCard, stored
+from palpate.models.promptable import PromptKind
 
 ADAPTER = "run/adapter.safetensors"
 
@@ -119,3 +120,94 @@ def test_an_adapter_shows_its_card(palpate: Run) -> None:
     assert shown["trained"]["parts"] == ["decoder"]
     wrong = palpate("models", "show", "text.safetensors", "--json")
     assert (wrong.status, wrong.json["error"]["type"]) == (1, "WeightsError")
+
+
+# --- Averages ---------------------------------------------------------------------------------------------------------
+
+
+def other_adapter(
+    tiny: ModelCard, path: Path, kinds: Trained, *, by: float, prompts: tuple[PromptKind, ...] = ("box",)
+) -> Path:
+    """An adapter whose weights are the base model's and `by` (for LoRA: whose matrices are `by`)."""
+    network = weights.load(tiny).model
+    assert isinstance(network, nn.Module)
+    torch.manual_seed(0)
+    moving = adapters.trainable(network, kinds)
+    with torch.no_grad():
+        for name, parameter in moving.items():
+            parameter.copy_(torch.full_like(parameter, by) if "lora_" in name else parameter + by)
+    card = adapters.AdapterCard(
+        path.stem, "tiny", tiny.content_sha256, kinds, prompts, data=path.stem, licence="CC0-1.0"
+    )
+    adapters.save(adapters.extracted(network, card), path)
+    return path
+
+
+def test_an_average_lies_in_the_middle_and_a_share_on_the_way_there(
+    palpate: Run, tiny: ModelCard, tmp_path: Path
+) -> None:
+    kinds = Trained(parts=("decoder",))
+    a = other_adapter(tiny, tmp_path / "a.safetensors", kinds, by=0.5, prompts=("box", "points"))
+    b = other_adapter(tiny, tmp_path / "b.safetensors", kinds, by=-0.25)
+    answer = palpate("models", "average", a, b, "-o", "out.safetensors", "--share", 0.5, "--json")
+    assert answer.status == 0, answer.err
+    start = safetensors.torch.load_file(stored("tiny"))
+    loaded = weights.load("tiny", adapter=Path("out.safetensors"))
+    assert loaded.weights_hash == answer.json["weights_hash"]
+    weights.merge(Path("out.safetensors"), Path("merged.safetensors"))
+    for name, tensor in safetensors.torch.load_file("merged.safetensors").items():
+        by = 0.0625 if name.startswith("mask_decoder.") else 0
+        torch.testing.assert_close(tensor, start[name] + by)
+    card = adapters.read_card(Path("out.safetensors"))
+    assert (card.name, card.prompts, card.data, card.licence) == ("out", ("box",), "a; b", "CC0-1.0")
+    assert (card.metrics, card.recipe["share"]) == ({}, 0.5)
+    assert [each["name"] for each in card.recipe["averaged"]] == ["a", "b"]
+    assert card.command.startswith("palpate models average")
+
+
+def test_lora_is_folded_in_before_it_is_averaged(palpate: Run, tiny: ModelCard, tmp_path: Path) -> None:
+    kinds = Trained(parts=("lora",), rank=2, alpha=4)
+    files = [other_adapter(tiny, tmp_path / f"{by}.safetensors", kinds, by=by) for by in (0.5, 0.25)]
+    assert palpate("models", "average", *files, "-o", "out.safetensors").status == 0
+    made = adapters.read(Path("out.safetensors"))
+    network = weights.load("tiny").model
+    assert isinstance(network, nn.Module)
+    start = network.state_dict()
+    assert made.tensors
+    for key, tensor in made.tensors.items():
+        role, _, name = key.partition(":")
+        assert role == "replaced"
+        # alpha / rank times B A of two rows of `by` each; the mean of both.
+        torch.testing.assert_close(tensor, start[name] + 2 * (2 * 0.5**2 + 2 * 0.25**2) / 2)
+
+
+def test_the_average_of_one_by_half_is_a_small_file(palpate: Run, tiny: ModelCard, tmp_path: Path) -> None:
+    one = other_adapter(tiny, tmp_path / "one.safetensors", Trained(parts=("decoder",)), by=0.5)
+    asked = ("models", "average", one, "-o", "small.safetensors")
+    assert palpate(*asked, "--half", "--name", "mine", "--summary", "forgives").status == 0
+    made = adapters.read(Path("small.safetensors"))
+    assert {tensor.dtype for tensor in made.tensors.values()} == {torch.float16}
+    assert (made.card.name, made.card.summary) == ("mine", "forgives")
+    refused = palpate(*asked)
+    assert (refused.status, "--overwrite" in refused.err) == (2, True)
+
+
+def test_what_has_no_average_is_one_sentence(palpate: Run, tiny: ModelCard, tmp_path: Path) -> None:
+    decoder = other_adapter(tiny, tmp_path / "a.safetensors", Trained(parts=("decoder",)), by=0.5)
+    lora = other_adapter(tiny, tmp_path / "b.safetensors", Trained(parts=("lora",)), by=0.5)
+    narrow = other_adapter(tiny, tmp_path / "c.safetensors", Trained(parts=("adapter",), width=4), by=0.5)
+    elsewhere = tmp_path / "d.safetensors"
+    made = adapters.read(decoder)
+    adapters.save(replace(made, card=replace(made.card, base_sha256="0" * 64)), elsewhere)
+    for files, status, words in (
+        ((decoder, lora), 2, "did not train the same parts"),
+        ((decoder, narrow), 2, "have no average"),
+        ((decoder, elsewhere), 1, "from other weights"),
+        ((elsewhere,), 1, "give the checkpoint that it was trained from"),
+        ((decoder, "--share", 1.5), 2, "0 (the base model) to 1 (their mean)"),
+        ((tmp_path / "none.safetensors",), 1, "there is no file"),
+    ):
+        answer = palpate("models", "average", *files, "-o", "out.safetensors")
+        assert (answer.status, answer.err.count("\n")) == (status, 1), answer.err
+        assert words in answer.err
+        assert not Path("out.safetensors").exists()

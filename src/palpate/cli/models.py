@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, no_type_check
 
 import typer
 
-from palpate.cli.terminal import reporting_errors, say, say_json, size_text
+from palpate.cli.terminal import command_line, reporting_errors, say, say_json, size_text
 
 if TYPE_CHECKING:
     from palpate.models.adapters import AdapterCard
 
-app = typer.Typer(help="List the models, fetch or add their weights, look at adapters and merge them.")
+app = typer.Typer(help="List the models, fetch or add their weights, look at adapters, average and merge them.")
 
 
 @app.callback(invoke_without_command=True)
@@ -107,6 +108,47 @@ def merge(
                 f"note: as a checkpoint it is taken for {card.base} itself, which was not trained with "
                 f"{' and '.join(taught)}; for these, give the adapter with --adapter"
             )
+
+
+@app.command()
+def average(
+    files: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Files that `palpate finetune` made.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The adapter to write: .safetensors.")],
+    share: Annotated[float, typer.Option(help="How far to go from the base model (0) to their mean (1).")] = 1.0,
+    weights: Annotated[
+        Path | None, typer.Option(help="The base model's checkpoint, if it was not the released one.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Round to float16: a file of half the size.")] = False,
+    name: Annotated[str, typer.Option(help="What the card calls it (default: the file's name).")] = "",
+    summary: Annotated[str, typer.Option(help="A line for the card: what it is for.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+) -> None:
+    """Average adapters of one model, or take a share of the way to one: a new adapter."""
+    with reporting_errors(as_json=as_json):
+        from palpate.images.formats import check_writable
+
+        check_writable(output, overwrite=overwrite, kinds={".safetensors": "weights"})
+        from palpate.inference.environment import environment
+        from palpate.models.averaging import average as averaged
+
+        found = averaged(
+            files,
+            output,
+            share=share,
+            base_weights=weights,
+            half=half,
+            name=name,
+            summary=summary,
+            command=shlex.join(["palpate", *command_line.get()]),
+            versions=dict(environment()),
+        )
+        if as_json:
+            say_json(
+                {"output": str(output), "averaged": [str(f) for f in files], "share": share, "weights_hash": found}
+            )
+        else:
+            say([("wrote", f"{output} ({size_text(output.stat().st_size)})"), ("weights", found[:12])])
 
 
 def facts() -> list[dict[str, Any]]:

@@ -212,26 +212,24 @@ def applied(network: nn.Module, adapter: Adapter, *, share: float | int = 1) -> 
         raise SettingError(f"the share of an adapter lies between 0 (the base model) and 1 (the adapter), got {share}")
     if share != 1 and not can_be_merged(adapter):
         raise SettingError("a bottleneck adapter cannot be taken by a share; only replaced weights and LoRA can")
-    folded = _folded(network, adapter, float(share))
+    becoming = folded(network, adapter, share=float(share))
     bottlenecks = _bottlenecks(network, adapter)
     # From here on nothing can fail.
-    network.load_state_dict(folded, strict=False)
+    network.load_state_dict(becoming, strict=False)
     for name, tensors in bottlenecks.items():
         with torch.random.fork_rng(devices=[]):  # whoever loads a model does not expect its dice to roll
             _put_bottleneck(network, name, width=len(tensors["down.weight"])).load_state_dict(tensors, strict=False)
     network.eval()
 
 
-def can_be_merged(adapter: Adapter) -> bool:
-    """Whether it folds into the base model's own weights: all but bottlenecks do."""
-    return not any(key.startswith(_BESIDE) for key in adapter.tensors)
-
-
-def _folded(network: nn.Module, adapter: Adapter, share: float) -> dict[str, Tensor]:
-    """The tensors of the network that the adapter changes, as they become.
+def folded(network: nn.Module, adapter: Adapter, *, share: float = 1) -> dict[str, Tensor]:
+    """The tensors of a base model that replaced weights and LoRA change, by name, as they become; it stays as it is.
 
     Computed in double precision, one product and one sum after the other: a matrix product would differ in its last
     bit from one processor to the next, and with it the hash of the weights.
+
+    Raises:
+        WeightsError: the adapter does not fit this network, or is damaged.
     """
     state = network.state_dict()
     becoming: dict[str, Tensor] = {}
@@ -264,6 +262,11 @@ def _folded(network: nn.Module, adapter: Adapter, share: float) -> dict[str, Ten
     for name, tensor in result.items():
         _require_finite(adapter, name, tensor)
     return result
+
+
+def can_be_merged(adapter: Adapter) -> bool:
+    """Whether it folds into the base model's own weights: all but bottlenecks do."""
+    return not any(key.startswith(_BESIDE) for key in adapter.tensors)
 
 
 def _bottlenecks(network: nn.Module, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
