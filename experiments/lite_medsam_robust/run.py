@@ -29,7 +29,7 @@ from palpate.evaluation.results import some_cases
 from palpate.evaluation.run import ModelChoice, evaluate
 from palpate.evaluation.statistics import subject_values
 from palpate.evaluation.table import Row, read_run
-from palpate.models import weights
+from palpate.models.averaging import average
 from palpate.training.finetune import Event, finetune
 from palpate.training.recipe import read_recipe
 
@@ -74,6 +74,13 @@ ROADS: Mapping[str, Mapping[str, Any]] = {
     "mixture-flips": {"prompts": MIXTURE, **FLIPS},
     "mixture-slow": {"prompts": MIXTURE, "optimiser.rate": 3e-5},
 }
+
+AVERAGES: Mapping[str, tuple[str, ...]] = {
+    "average-2": ("loose", "mixture"),
+    "average-3": ("loose", "mixture", "mixture-teacher"),
+    "average-4": ("loose", "mixture", "mixture-teacher", "mixture-consistency"),
+}
+"""Roads that train nothing: the weights of others, averaged."""
 
 PLAN = Plan(
     protocols=(
@@ -122,24 +129,26 @@ def do(job: Job, data: Path, out: Path, *, split: str, cases: int, shares: Seque
     if not job.road:
         evaluate(chosen, PLAN, out / split / job.name, model=ModelChoice(device="cpu", cache=cache), data=str(data))
         return job.name
-    changes = {"data.path": str(data), "data.leave_out": list(left_out), "name": job.name, **ROADS[job.road]}
-    recipe = read_recipe(HERE / "recipe.toml", changes=changes)
-    made = finetune(recipe, out / "runs" / job.name, cache=cache, device="cpu", threads=1, listener=_say(job.name))
+    if job.road in AVERAGES:
+        parts = [_trained(Job(road, job.round), data, out, left_out=left_out) for road in AVERAGES[job.road]]
+    else:
+        parts = [_trained(job, data, out, left_out=left_out)]
     for share in shares:
-        folder = out / split / f"{job.name}-{share:g}"
-        if share == 1:
-            choice = ModelChoice(device="cpu", adapter=made.adapter, cache=cache)
-        else:
-            choice = ModelChoice(device="cpu", weights=_part_of_the_way(made.adapter, share), cache=cache)
-        evaluate(chosen, PLAN, folder, model=choice, data=str(data), workers=1)
+        adapter = parts[0]
+        if share != 1 or len(parts) > 1:
+            adapter = out / "runs" / f"{job.name}-{share:g}.safetensors"
+            average(parts, adapter, share=share)
+        choice = ModelChoice(device="cpu", adapter=adapter, cache=cache)
+        evaluate(chosen, PLAN, out / split / f"{job.name}-{share:g}", model=choice, data=str(data), workers=1)
     return job.name
 
 
-def _part_of_the_way(adapter: Path, share: float) -> Path:
-    """A checkpoint between the released model and the adapter, as `palpate models merge --share` makes it."""
-    path = adapter.with_name(f"merged-{share:g}.safetensors")
-    weights.merge(adapter, path, share=share)
-    return path
+def _trained(job: Job, data: Path, out: Path, *, left_out: Sequence[str]) -> Path:
+    """The adapter of a road in a round, trained now if it is not there."""
+    changes = {"data.path": str(data), "data.leave_out": list(left_out), "name": job.name, **ROADS[job.road]}
+    recipe = read_recipe(HERE / "recipe.toml", changes=changes)
+    folder = out / "runs" / job.name
+    return finetune(recipe, folder, cache=out / "embeddings", device="cpu", threads=1, listener=_say(job.name)).adapter
 
 
 def curve(rows: Sequence[Row]) -> list[float]:
@@ -197,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a data set with the splits train, val, test and licences")
     parser.add_argument("out", type=Path, help="the folder for everything that is made")
-    parser.add_argument("--roads", nargs="*", default=list(ROADS), choices=list(ROADS))
+    parser.add_argument("--roads", nargs="*", default=list(ROADS), choices=[*ROADS, *AVERAGES])
     parser.add_argument("--rounds", nargs="*", default=list(ROUNDS), choices=list(ROUNDS))
     parser.add_argument("--split", choices=["choose", "test"], default="choose", help="what to measure on")
     parser.add_argument("--cases", type=int, default=4, help="cases of each unseen data set")

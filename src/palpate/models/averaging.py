@@ -36,9 +36,10 @@ def average(
     """Write the average of adapters of one model as an adapter, and give the `content_hash` of the model with it.
 
     The result holds replaced weights only: LoRA is folded in before. It lies on the line from the base model (`share`
-    0) to the plain mean of the adapters (1). `base_weights` is the base model's checkpoint, where it is not the released
-    one. `half` rounds to float16. The card keeps the recipes and metrics of all; it claims no metrics for the average,
-    which nobody has measured, and only the kinds of prompts that all were trained with. A file at `output` is replaced.
+    0) to the plain mean of the adapters (1). `base_weights` is the base model's checkpoint, where it is not the
+    released one. `half` rounds to float16. The card keeps the recipes and metrics of all; it claims no metrics for
+    the average, which nobody has measured, and only the kinds of prompts that all were trained with. A file at
+    `output` is replaced.
 
     Raises:
         SettingError: no adapter is given, a share outside 0 to 1, a bottleneck, which has no middle, or adapters that
@@ -83,7 +84,7 @@ def _mean(network: nn.Module, made: Sequence[Adapter], share: float) -> dict[str
         start = before[key].cpu().double()
         total = torch.zeros_like(start)
         for each in folded:
-            total += each.get(key, start).double()
+            total += each[key].double() if key in each else start
         found[key] = (start + share * (total / len(folded) - start)).to(before[key].dtype)
     return found
 
