@@ -9,6 +9,7 @@ import typer
 
 from palpate.cli.finetune import slices_of
 from palpate.cli.terminal import bytes_of, cores, counting, reporting_errors, say_json, separated, size_text
+from palpate.models import DEFAULT
 
 
 def embed(
@@ -16,7 +17,7 @@ def embed(
         Path,
         typer.Argument(metavar="DATA", help="A manifest.csv or its folder, an nnU-Net, npy or npz folder, or images."),
     ],
-    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = "lite-medsam",
+    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = DEFAULT,
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where embeddings are kept (default: beside the weights).")
     ] = None,

@@ -13,6 +13,7 @@ import typer
 
 from palpate.cli.terminal import bytes_of, command_line, cores, reporting_errors, say, say_json, separated
 from palpate.errors import SettingError
+from palpate.models import DEFAULT
 
 if TYPE_CHECKING:
     from palpate.evaluation.measure import Plan
@@ -58,7 +59,7 @@ def evaluate(
     in_pixels: Annotated[
         list[str] | None, typer.Option(help="A dataset whose spacing is not to be believed. Repeatable.")
     ] = None,
-    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = "lite-medsam",
+    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = DEFAULT,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="What `palpate finetune` made, to put on the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",

@@ -24,6 +24,7 @@ from palpate.cli.terminal import (
     size_text,
 )
 from palpate.errors import SettingError
+from palpate.models import DEFAULT
 
 if TYPE_CHECKING:
     from palpate.training.finetune import Event, Finetuned
@@ -65,7 +66,7 @@ def finetune(
     balance: Annotated[
         str | None, typer.Option(help="Draw images alike (images), or datasets alike (datasets).")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A name from `palpate models` (default: lite-medsam).")] = None,
+    model: Annotated[str | None, typer.Option(help=f"A name from `palpate models` (default: {DEFAULT}).")] = None,
     trained: Annotated[
         list[str] | None,
         typer.Option(

@@ -10,6 +10,7 @@ import typer
 
 from palpate.cli.terminal import counting, reporting_errors, say, say_json
 from palpate.errors import OutputError, PromptError
+from palpate.models import DEFAULT
 
 if TYPE_CHECKING:
     from palpate.images import Image
@@ -66,7 +67,7 @@ def predict(
     ] = None,
     name: Annotated[str, typer.Option(help="The object's name, written where the format can hold it.")] = "",
     overlap: Annotated[str, typer.Option(help="Who gets a voxel claimed twice: last, first or score.")] = "last",
-    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = "lite-medsam",
+    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = DEFAULT,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="What `palpate finetune` made, to put on the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",

@@ -26,6 +26,7 @@ from palpate.inference.preview import LegendLine, Tile, draw
 from palpate.inference.propagation import SliceMask, Track, doubtful_slices, propagate
 from palpate.inference.runtimes import Runtime
 from palpate.inference.segmentation import Provenance, Segmentation, SegmentedObject
+from palpate.models import DEFAULT
 from palpate.models.frame import CanvasPrompt
 from palpate.models.promptable import ImageEmbedding, PromptKind
 from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target
@@ -362,7 +363,7 @@ class Session:
 
 
 def load(
-    model: str = "lite-medsam",
+    model: str = DEFAULT,
     *,
     device: str = "auto",
     weights: str | Path | None = None,

@@ -12,6 +12,7 @@ from palpate.errors import DatasetError, PalpateError
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.runtimes import Runtime
 from palpate.inference.session import load
+from palpate.models import DEFAULT
 from palpate.training.scenes import Scene, Views, sights_of
 
 Progress = Callable[[int, int], None]
@@ -78,7 +79,7 @@ class Order:
 
     folder: Path
     max_bytes: int
-    model: str = "lite-medsam"
+    model: str = DEFAULT
     device: str = "auto"
     views: Views | None = None
     slices_per_volume: int | None = None

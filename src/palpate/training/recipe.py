@@ -22,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from palpate.errors import SettingError
 from palpate.images.intensity import parse_intensity
+from palpate.models import DEFAULT
 from palpate.models.adapters import Part, Targets, Trained, Where
 from palpate.prompts.strategies import strategy
 from palpate.training.losses import LOSSES, Loss
@@ -149,7 +150,7 @@ class Recipe(_Section):
     - `half` keeps the adapter in float16.
     """
 
-    model: str = "lite-medsam"
+    model: str = DEFAULT
     name: str = ""
     summary: str = ""
     licence: str = ""
