@@ -13,6 +13,8 @@ from command_line import Run
 from palpate.cli import finetune as verb
 from palpate.cli.finetune import Teller, parse_prompt, slices_of
 from palpate.errors import SettingError
+from palpate.models import weights
+from palpate.models.adapters import read_card
 from palpate.training.finetune import Event
 
 QUICK = ("--model", "tiny", "--epochs", 1, "--steps", 2, "--batch", 2, "--device", "cpu", "--threads", 1)
@@ -129,6 +131,31 @@ def test_an_adapter_is_taken_by_predict_and_evaluate_whatever_the_option(
     # The decoder alone was trained, so the released model finds the same embeddings.
     assert palpate(*cached, "--model", "tiny", "-o", "released").status == 0
     assert {path: path.read_bytes() for path in Path("embeddings").rglob("*.safetensors")} == kept
+
+
+def test_a_run_may_start_from_a_checkpoint_of_ones_own(palpate: Run, trained: Path, pictures: Path) -> None:
+    own = ("--model", "tiny", "--weights", "other.safetensors")
+    answer = palpate("finetune", "--data", pictures, *QUICK[2:], *own, "-o", "mine")
+    assert answer.status == 0, answer.err
+    assert "--weights other.safetensors --adapter mine/adapter.safetensors" in " ".join(answer.out.split())
+    other = weights.load("tiny", weights=trained / "other.safetensors")
+    made = read_card(Path("mine/adapter.safetensors"))
+    assert (made.base, made.base_sha256) == ("tiny", other.weights_hash)
+    box = ("predict", pictures / "images/p0.png", "--box", 7, 9, 25, 27, "--json")
+    there = palpate(*box, "--weights", "other.safetensors", "--adapter", "mine/adapter.safetensors")
+    assert there.status == 0, there.err
+    assert there.json["model"] == "tiny + mine"
+    released = palpate(*box, "--adapter", "mine/adapter.safetensors")
+    assert (released.status, "made from other weights of tiny" in released.err) == (1, True)
+    # The encoder is the released one, so what was encoded for either is good for both.
+    assert palpate("embed", pictures, *own, "--workers", 1, "--cache", "kept", "--json").json["encoded"] > 0
+    assert (
+        palpate("embed", pictures, "--model", "tiny", "--workers", 1, "--cache", "kept", "--json").json["encoded"] == 0
+    )
+
+    adapter = palpate("finetune", "--data", pictures, *QUICK[2:], "--model", "mine/adapter.safetensors", "-o", "more")
+    assert adapter.status == 2
+    assert "palpate models merge mine/adapter.safetensors" in adapter.err
 
 
 @pytest.mark.parametrize("verb", ["predict", "evaluate"])

@@ -160,7 +160,7 @@ def test_an_average_lies_in_the_middle_and_a_share_on_the_way_there(
         torch.testing.assert_close(tensor, start[name] + by)
     card = adapters.read_card(Path("out.safetensors"))
     assert (card.name, card.prompts, card.data, card.licence) == ("out", ("box",), "a; b", "CC0-1.0")
-    assert (card.metrics, card.recipe["share"]) == ({}, 0.5)
+    assert (card.metrics, card.recipe["share"], card.recipe["data"]) == ({}, 0.5, {"intensity": None})
     assert [each["name"] for each in card.recipe["averaged"]] == ["a", "b"]
     assert card.command.startswith("palpate models average")
 
@@ -199,7 +199,11 @@ def test_what_has_no_average_is_one_sentence(palpate: Run, tiny: ModelCard, tmp_
     elsewhere = tmp_path / "d.safetensors"
     made = adapters.read(decoder)
     adapters.save(replace(made, card=replace(made.card, base_sha256="0" * 64)), elsewhere)
+    windowed = tmp_path / "e.safetensors"
+    seen = replace(made.card, recipe={"data": {"intensity": "lung"}})
+    adapters.save(replace(made, card=seen), windowed)
     for files, status, words in (
+        ((decoder, windowed), 2, "through another window"),
         ((decoder, lora), 2, "did not train the same parts"),
         ((decoder, narrow), 2, "have no average"),
         ((decoder, elsewhere), 1, "from other weights"),

@@ -17,7 +17,10 @@ def embed(
         Path,
         typer.Argument(metavar="DATA", help="A manifest.csv or its folder, an nnU-Net, npy or npz folder, or images."),
     ],
-    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = DEFAULT,
+    model: Annotated[
+        str | None, typer.Option(help=f"A name from `palpate models`, or an adapter file (default: {DEFAULT}).")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where embeddings are kept (default: beside the weights).")
     ] = None,
@@ -78,6 +81,7 @@ def embed(
             folder=folder,
             max_bytes=size,
             model=model,
+            weights=weights,
             device=str(chosen),
             views=views,
             slices_per_volume=None if isinstance(slices, str) else slices,

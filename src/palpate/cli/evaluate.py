@@ -59,7 +59,9 @@ def evaluate(
     in_pixels: Annotated[
         list[str] | None, typer.Option(help="A dataset whose spacing is not to be believed. Repeatable.")
     ] = None,
-    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = DEFAULT,
+    model: Annotated[
+        str | None, typer.Option(help=f"A name from `palpate models`, or an adapter file (default: {DEFAULT}).")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="What `palpate finetune` made, to put on the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",

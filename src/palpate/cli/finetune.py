@@ -67,6 +67,7 @@ def finetune(
         str | None, typer.Option(help="Draw images alike (images), or datasets alike (datasets).")
     ] = None,
     model: Annotated[str | None, typer.Option(help=f"A name from `palpate models` (default: {DEFAULT}).")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
     trained: Annotated[
         list[str] | None,
         typer.Option(
@@ -137,6 +138,7 @@ def finetune(
             "data.balance": balance,
             "data.slices_per_volume": None if slices_per_volume is None else slices_of(slices_per_volume),
             "model": model,
+            "weights": _text(weights),
             "trained.parts": _several(trained),
             "trained.where": _several(where),
             "trained.rank": rank,
@@ -314,7 +316,9 @@ def _lines(made: Finetuned) -> list[tuple[str, str]]:
         lines.append(("note", "no image was left to validate with, so the last weights are the result, good or bad"))
     lines += [("log", str(made.folder / "log.csv")), ("samples", str(made.folder / "overlays"))]
     adapter = shlex.quote(str(made.adapter))
-    lines.append(("use it", f"palpate predict IMAGE --box X0 Y0 X1 Y1 --adapter {adapter} -o mask.nii.gz"))
+    weights = made.card.recipe.get("weights")
+    own = f"--weights {shlex.quote(str(weights))} " if weights else ""
+    lines.append(("use it", f"palpate predict IMAGE --box X0 Y0 X1 Y1 {own}--adapter {adapter} -o mask.nii.gz"))
     return lines
 
 

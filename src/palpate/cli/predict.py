@@ -67,7 +67,9 @@ def predict(
     ] = None,
     name: Annotated[str, typer.Option(help="The object's name, written where the format can hold it.")] = "",
     overlap: Annotated[str, typer.Option(help="Who gets a voxel claimed twice: last, first or score.")] = "last",
-    model: Annotated[str, typer.Option(help="A name from `palpate models`, or an adapter file.")] = DEFAULT,
+    model: Annotated[
+        str | None, typer.Option(help=f"A name from `palpate models`, or an adapter file (default: {DEFAULT}).")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="What `palpate finetune` made, to put on the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",

@@ -28,7 +28,6 @@ from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.environment import environment
 from palpate.inference.runtimes import Runtime
 from palpate.inference.session import Session, load
-from palpate.models import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class ModelChoice:
     `cache` is a folder of embeddings and `cache_bytes` its new bound, if it is to have one.
     """
 
-    name: str = DEFAULT
+    name: str | None = None
     weights: Path | None = None
     device: str = "auto"
     adapter: Path | None = None

@@ -363,7 +363,7 @@ class Session:
 
 
 def load(
-    model: str = DEFAULT,
+    model: str | None = None,
     *,
     device: str = "auto",
     weights: str | Path | None = None,
@@ -372,6 +372,7 @@ def load(
 ) -> Session:
     """A session on a model of the catalogue (`palpate models` lists them), or on an adapter file and its base model.
 
+    Without a `model` it is the base model of the `adapter`, if there is one, and else `palpate.models.DEFAULT`.
     `device` is auto, cpu, cuda, cuda:N or mps. `weights` takes a checkpoint file of your own instead of the known one,
     and `adapter` what `palpate finetune` made. `cache` keeps embeddings on disk; see
     `palpate.inference.embedding_cache`.
@@ -388,14 +389,17 @@ def load(
     from palpate.models.adapters import read_card
 
     path = None if adapter is None else Path(adapter)
-    if model.endswith(".safetensors"):
+    if model is not None and model.endswith(".safetensors"):
         if path is not None:
             raise SettingError(f"{model} is an adapter, and so is {path}; give one of them")
-        path = Path(model)
+        path, model = Path(model), None
     made = None if path is None else read_card(path)
-    if made is not None and path is not None and model.endswith(".safetensors"):
-        model = made.base
-    card = catalogue.card(model)
+    if made is not None:
+        card = catalogue.card(model or made.base)
+    else:
+        card = catalogue.card(model or DEFAULT)
+        if model is None and weights is not None:
+            card = card.origin  # whose checkpoint it may be; the default's own weights are in no file
     chosen = choose_device(device)
     loaded = checkpoints.load(card, weights=None if weights is None else Path(weights), adapter=path, device=chosen)
     name = card.name if made is None else f"{card.name} + {made.name}"

@@ -43,7 +43,7 @@ def average(
 
     Raises:
         SettingError: no adapter is given, a share outside 0 to 1, a bottleneck, which has no middle, or adapters that
-            trained different parts.
+            trained different parts, or through different windows.
         WeightsError: an adapter or the base model is missing or damaged, or they do not belong together.
         OutputError: the file cannot be written.
     """
@@ -60,6 +60,8 @@ def average(
             raise WeightsError(f"{file} was made from other weights than {files[0]}; only those of one model average")
         if each.card.trained != first.trained:
             raise SettingError(f"{file} did not train the same parts as {files[0]}; average those that did")
+        if _window(each.card) != _window(first):
+            raise SettingError(f"{file} was trained through another window than {files[0]}; these have no average")
     base = weights.load(first.base, weights=base_weights)
     if base.weights_hash != first.base_sha256:
         raise WeightsError(
@@ -89,11 +91,18 @@ def _mean(network: nn.Module, made: Sequence[Adapter], share: float) -> dict[str
     return found
 
 
+def _window(card: AdapterCard) -> Any:
+    """How images were shown in training; an adapter brings it along wherever it is used."""
+    data = card.recipe.get("data")
+    return cast("Mapping[str, Any]", data).get("intensity") if isinstance(data, Mapping) else None
+
+
 def _card(
     made: Sequence[Adapter], *, name: str, summary: str, share: float, command: str, versions: Mapping[str, str]
 ) -> AdapterCard:
     first = made[0].card
     of: Mapping[str, Any] = {
+        "data": {"intensity": _window(first)},
         "share": share,
         "averaged": [
             {"name": each.card.name, "seed": each.card.seed, "recipe": each.card.recipe, "metrics": each.card.metrics}

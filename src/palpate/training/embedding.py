@@ -12,7 +12,6 @@ from palpate.errors import DatasetError, PalpateError
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.runtimes import Runtime
 from palpate.inference.session import load
-from palpate.models import DEFAULT
 from palpate.training.scenes import Scene, Views, sights_of
 
 Progress = Callable[[int, int], None]
@@ -75,11 +74,13 @@ def embed(
 
 @dataclass(frozen=True)
 class Order:
-    """What `embed_many` asks of every process; it can be pickled. `model` and `device` are as in `palpate.load`."""
+    """What `embed_many` asks of every process; it can be pickled. `model`, `weights` and `device` are as in
+    `palpate.load`."""
 
     folder: Path
     max_bytes: int
-    model: str = DEFAULT
+    model: str | None = None
+    weights: Path | None = None
     device: str = "auto"
     views: Views | None = None
     slices_per_volume: int | None = None
@@ -89,7 +90,7 @@ class Order:
         """Encode what is missing of one case: scenes in all, and how many of them were encoded."""
         done = embed(
             [case],
-            _runtime(self.model, self.device),
+            _runtime(self.model, self.weights, self.device),
             EmbeddingCache(self.folder, max_bytes=self.max_bytes),
             views=self.views,
             slices_per_volume=self.slices_per_volume,
@@ -179,5 +180,5 @@ def _serve_parent() -> None:
 
 
 @functools.cache
-def _runtime(model: str, device: str) -> Runtime:
-    return load(model, device=device).runtime
+def _runtime(model: str | None, weights: Path | None, device: str) -> Runtime:
+    return load(model, weights=weights, device=device).runtime

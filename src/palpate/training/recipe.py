@@ -24,6 +24,7 @@ from palpate.errors import SettingError
 from palpate.images.intensity import parse_intensity
 from palpate.models import DEFAULT
 from palpate.models.adapters import Part, Targets, Trained, Where
+from palpate.models.catalogue import card
 from palpate.prompts.strategies import strategy
 from palpate.training.losses import LOSSES, Loss
 from palpate.training.scenes import Views
@@ -143,6 +144,7 @@ class ValidationRecipe(_Section):
 class Recipe(_Section):
     """A whole recipe.
 
+    - `weights` is a checkpoint of the model to start from instead of the released one.
     - `epochs` of `steps` each; without `steps`, an epoch asks about every scene once. A step averages the gradients
       of `accumulate` batches of `batch` objects.
     - `precision` is Lightning Fabric's: 32-true, bf16-mixed, 16-mixed.
@@ -151,6 +153,7 @@ class Recipe(_Section):
     """
 
     model: str = DEFAULT
+    weights: str | None = None
     name: str = ""
     summary: str = ""
     licence: str = ""
@@ -190,6 +193,8 @@ def recipe_from(content: Mapping[str, Any]) -> Recipe:
         SettingError: a key that does not exist, or a value that does not fit; the message says where.
     """
     content = dict(content)
+    if content.get("weights") is not None and "model" not in content:
+        content["model"] = card(DEFAULT).origin.name  # whose checkpoint it may be
     try:
         content["loss"] = _loss(content.get("loss", "bce+dice"))
         content["trained"] = _trained(content.get("trained", {}))
@@ -202,7 +207,7 @@ def recipe_from(content: Mapping[str, Any]) -> Recipe:
 def read_recipe(path: Path, *, changes: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe from a TOML file, with some values changed: {"optimiser.rate": 2e-4}.
 
-    Relative paths of the data and its labels are looked up beside the file.
+    Relative paths of the data, its labels and the weights are looked up beside the file.
 
     Raises:
         SettingError: the file is missing, is no TOML, or holds no recipe.
@@ -217,6 +222,8 @@ def read_recipe(path: Path, *, changes: Mapping[str, Any] | None = None) -> Reci
     for name in ("path", "labels"):
         if isinstance(data, dict) and isinstance(data.get(name), str) and f"data.{name}" not in (changes or {}):
             data[name] = str(path.parent / data[name])
+    if isinstance(content.get("weights"), str) and "weights" not in (changes or {}):
+        content["weights"] = str(path.parent / content["weights"])
     return recipe_from(with_changes(content, changes or {}))
 
 

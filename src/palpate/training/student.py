@@ -6,6 +6,7 @@ import copy
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from palpate.datasets.case import Case
+from palpate.errors import SettingError
 from palpate.inference.batching import alike, batch_of
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.runtimes.torch import TorchRuntime
@@ -198,11 +200,17 @@ def student(recipe: Recipe, cache: EmbeddingCache, device: torch.device) -> Stud
     """The network that a recipe trains, ready for the first step. Seeds torch, for weights that are added.
 
     Raises:
-        WeightsError: the base model's weights are missing.
+        WeightsError: the base model's weights are missing, or are not those of the model.
         SettingError: what cannot be trained.
     """
+    if recipe.model.endswith(".safetensors"):
+        raise SettingError(
+            f"training starts from a whole model; fold the adapter in (palpate models merge {recipe.model} -o "
+            "mine.safetensors), and give --model with its base and --weights mine.safetensors"
+        )
     card = catalogue.card(recipe.model)
-    loaded = weights.load(card, device=device)
+    own = None if recipe.weights is None else Path(recipe.weights)
+    loaded = weights.load(card, weights=own, device=device)
     network = cast("nn.Module", loaded.model)
     # An encoder that does not move is shared with the base model.
     shared = {} if recipe.trained.moves_encoder else {id(e): e for e in [network.get_submodule("image_encoder")]}
