@@ -74,3 +74,17 @@ def test_a_window_that_does_not_exist_is_told_before_anything_is_read() -> None:
 def test_a_setting_that_would_do_nothing_was_meant_otherwise(table: dict[str, object], says: str) -> None:
     with pytest.raises(SettingError, match=says):
         recipe_from({"data": {"path": "x"}, "trained": table})
+
+
+def test_a_large_data_set_is_cut_to_so_many_cases_and_seeds_cut_it_elsewhere(tmp_path: Path) -> None:
+    large = [f"l{i}.png,l{i}.png,p{i},train,large" for i in range(30)]
+    small = [f"s{i}.png,s{i}.png,q{i},train,small" for i in range(2)]
+    path = manifest(tmp_path, *large, *small, "v.png,v.png,v,val,large")
+    names: list[list[str]] = []
+    for seed in (0, 0, 1):
+        train, val = cases_for(DataRecipe(path=path, cases_per_dataset=5), seed=seed)
+        assert [case.dataset for case in train] == ["large"] * 5 + ["small"] * 2
+        assert [case.subject for case in val] == ["v"]
+        names.append([case.name for case in train])
+    assert names[0] == names[1] != names[2]
+    assert len(cases_for(DataRecipe(path=path), seed=0)[0]) == 32

@@ -12,6 +12,7 @@ from palpate.datasets.case import Case
 from palpate.datasets.splitting import split
 from palpate.errors import DatasetError
 from palpate.training.recipe import DataRecipe
+from palpate.training.scenes import rng_for
 
 
 def cases_for(data: DataRecipe, *, seed: int) -> tuple[list[Case], list[Case]]:
@@ -49,7 +50,17 @@ def cases_for(data: DataRecipe, *, seed: int) -> tuple[list[Case], list[Case]]:
             f"{min(both)} is in both splits, so validation would be flattered; `palpate data split` makes splits by "
             "subject"
         )
-    return train, val
+    return _some(train, data.cases_per_dataset, seed), val
+
+
+def _some(cases: Sequence[Case], most: int | None, seed: int) -> list[Case]:
+    """At most so many cases of each data set, in their order."""
+    kept: list[Case] = []
+    for name in dict.fromkeys(case.dataset for case in cases):
+        own = [case for case in cases if case.dataset == name]
+        order = rng_for(seed, "cases", name).permutation(len(own))[:most]
+        kept += [own[i] for i in sorted(order.tolist())]
+    return kept
 
 
 def _has(case: Case, only: dict[str, str]) -> bool:

@@ -49,6 +49,7 @@ class DataRecipe(_Section):
     - `dataset` chooses among the data sets of a manifest, `leave_out` names those that training and validation must
       not see, and `only` asks for values of a manifest's columns: {redistributable_weights = "yes"}.
     - `balance`: every epoch sees each image alike ("images"), or draws data sets alike ("datasets").
+    - `cases_per_dataset` bounds how many cases of each data set are trained on, drawn from the seed; none: all.
     - `slices_per_volume` slices are taken of each volume, spread evenly; "all" takes every labelled one. Objects
       smaller than `min_pixels` are not asked for.
     - `flips` (x, y, xy) and `crops` add fixed views of each slice; see `palpate.training.scenes`.
@@ -65,6 +66,7 @@ class DataRecipe(_Section):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     channel: int = 0
     intensity: str | None = None
+    cases_per_dataset: Annotated[int, Field(ge=1)] | None = None
     slices_per_volume: CountOrAll = 3
     min_pixels: Annotated[int, Field(ge=1)] = 10
     flips: tuple[Literal["x", "y", "xy"], ...] = ()
