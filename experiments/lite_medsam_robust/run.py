@@ -52,13 +52,33 @@ LOOSE = [
     {"strategy": "expansion", "severity": [0.0, 0.3], "share": 6},
     {"strategy": "jitter", "severity": [0.05, 0.2], "share": 1},
 ]
-FLIPS = {"data.flips": ["x"]}
+TIGHT = [
+    {"strategy": "standard", "share": 5},
+    {"strategy": "shrink", "severity": [0.0, 0.25], "share": 4},
+    {"strategy": "expansion", "severity": [0.0, 0.25], "share": 3},
+    {"strategy": "jitter", "severity": [0.0, 0.2], "share": 2},
+]
+SHORT = {"epochs": 3}
+TEACHER = {"preset": "bce+dice", "teacher": 1.0}
+VIEWS = {"data.flips": ["x"], "data.crops": 2, "data.cases_per_dataset": 30}
+"""Other views of each slice, and not too many slices of the largest data set, since each view is encoded once."""
 
 ROADS: Mapping[str, Mapping[str, Any]] = {
     "jitter": {},
     "mixture": {"prompts": MIXTURE},
     "loose": {"prompts": LOOSE},
-    "mixture-teacher": {"prompts": MIXTURE, "loss": {"preset": "bce+dice", "teacher": 1.0}},
+    "mixture-teacher": {"prompts": MIXTURE, "loss": TEACHER},
+    "tight": {"prompts": TIGHT, **SHORT},
+    "tight-teacher": {"prompts": TIGHT, "loss": TEACHER, **SHORT},
+    "tight-teacher-alone": {"prompts": TIGHT, "loss": {"teacher": 1.0}, **SHORT},
+    "tight-lora": {
+        "prompts": TIGHT,
+        "trained": {"parts": ["lora"], "rank": 16, "alpha": 16, "targets": "linear"},
+        "optimiser.rate": 5e-4,
+        **SHORT,
+    },
+    "tight-views": {"prompts": TIGHT, **VIEWS, **SHORT},
+    "tight-teacher-views": {"prompts": TIGHT, "loss": TEACHER, **VIEWS, **SHORT},
     "teacher-alone": {"prompts": MIXTURE, "loss": {"teacher": 1.0}},
     "mixture-consistency": {"prompts": MIXTURE, "loss": {"preset": "bce+dice", "consistency": 1.0}},
     "mixture-anchor": {"prompts": MIXTURE, "loss": {"preset": "bce+dice", "anchor": 1.0}},
@@ -71,7 +91,9 @@ ROADS: Mapping[str, Mapping[str, Any]] = {
     },
     "mixture-prompt-side": {"prompts": MIXTURE, "trained": ["prompt-encoder"], "optimiser.rate": 1e-3},
     "mixture-bias-norm": {"prompts": MIXTURE, "trained": ["bias-norm"], "optimiser.rate": 5e-4},
-    "mixture-flips": {"prompts": MIXTURE, **FLIPS},
+    "mixture-views": {"prompts": MIXTURE, **VIEWS},
+    "mixture-teacher-views": {"prompts": MIXTURE, "loss": TEACHER, **VIEWS},
+    "teacher-alone-views": {"prompts": MIXTURE, "loss": {"teacher": 1.0}, **VIEWS},
     "mixture-slow": {"prompts": MIXTURE, "optimiser.rate": 3e-5},
 }
 

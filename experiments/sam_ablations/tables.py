@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
 HERE = Path(__file__).parent
@@ -221,7 +222,7 @@ def _box_plots(found: Found, targets: Sequence[str], *, tables: Sequence[int]) -
 
 def _effort_plot(found: Found, targets: Sequence[str]) -> Figure:
     """Dice of each trained strategy against the mean over strategies, over the clicks that it takes."""
-    figure = Figure(figsize=(5.4 * len(targets), 4.8), layout="constrained")
+    figure = Figure(figsize=(6.6 * len(targets), 4.8), layout="constrained")
     axes = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
     for axis, target in zip(axes, targets, strict=True):
         means = {
@@ -231,12 +232,16 @@ def _effort_plot(found: Found, targets: Sequence[str]) -> Figure:
         }
         middle = float(np.mean(list(means.values()))) if means else 0.0
         marker, colour = MARKERS[target]
-        for (place, height), names in _stacked(means, middle).items():
-            axis.scatter([place], [height], marker=marker, color=colour, zorder=3)
-            axis.annotate(names, (place, height), xytext=(5, 3), textcoords="offset points", fontsize=7)
+        # Names beside the marks would cover each other; numbers do not, and the list beside the plot tells them.
+        named: list[Line2D] = []
+        for number, ((place, height), names) in enumerate(reversed(_stacked(means, middle).items()), start=1):
+            axis.scatter([place], [height], marker=marker, color=colour, s=25, zorder=3)
+            axis.annotate(str(number), (place, height), xytext=(5, -2.5), textcoords="offset points", fontsize=7)
+            named.append(Line2D([], [], linestyle="none", label=f"{number}  {names}"))
+        axis.legend(handles=named, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7, handlelength=0, frameon=False)
         axis.axhline(0, color="0.4", linewidth=0.8)
         axis.set_xscale("log")
-        axis.set_xlim(0.8, 1500)  # names stand to the right of their marks
+        axis.set_xlim(0.8, 180)
         axis.set_xticks([1, 2, 5, 10, 50, 100], ["1", "2", "5", "10", "50", "100"])
         axis.minorticks_off()
         axis.grid(linewidth=0.4)
