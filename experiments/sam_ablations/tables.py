@@ -238,7 +238,9 @@ def _effort_plot(found: Found, targets: Sequence[str]) -> Figure:
             axis.scatter([place], [height], marker=marker, color=colour, s=25, zorder=3)
             axis.annotate(str(number), (place, height), xytext=(5, -2.5), textcoords="offset points", fontsize=7)
             named.append(Line2D([], [], linestyle="none", label=f"{number}  {names}"))
-        axis.legend(handles=named, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7, handlelength=0, frameon=False)
+        axis.legend(
+            handles=named, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7, handlelength=0, frameon=False
+        )
         axis.axhline(0, color="0.4", linewidth=0.8)
         axis.set_xscale("log")
         axis.set_xlim(0.8, 180)
