@@ -61,6 +61,7 @@ TIGHT = [
 SHORT = {"epochs": 3}
 TEACHER = {"preset": "bce+dice", "teacher": 1.0}
 VIEWS = {"data.flips": ["x"], "data.crops": 2, "data.cases_per_dataset": 30}
+VARIANTS = {"data.variants": 3, "data.cases_per_dataset": 30}
 """Other views of each slice, and not too many slices of the largest data set, since each view is encoded once."""
 
 ROADS: Mapping[str, Mapping[str, Any]] = {
@@ -78,6 +79,8 @@ ROADS: Mapping[str, Mapping[str, Any]] = {
         **SHORT,
     },
     "tight-views": {"prompts": TIGHT, **VIEWS, **SHORT},
+    "tight-variants": {"prompts": TIGHT, **VARIANTS, **SHORT},
+    "tight-teacher-variants": {"prompts": TIGHT, "loss": TEACHER, **VARIANTS, **SHORT},
     "tight-teacher-views": {"prompts": TIGHT, "loss": TEACHER, **VIEWS, **SHORT},
     "teacher-alone": {"prompts": MIXTURE, "loss": {"teacher": 1.0}},
     "mixture-consistency": {"prompts": MIXTURE, "loss": {"preset": "bce+dice", "consistency": 1.0}},

@@ -69,7 +69,20 @@ def test_flags_change_the_file_and_the_file_what_is_usual(
         "[[prompts]]\nstrategy = 'standard'\n[optimiser]\nrate = 0.5\nclip = 1.0\n"
     )
     flags = ("--epochs", 1, "--rank", 2, "--rate", 0.001, "--prompts", "jitter@0-0.2:2,standard", "--half")
-    more = ("--flips", "x,y", "--crops", 1, "--leave-out", "a,b", "--leave-out", "c", "--device", "cpu")
+    more = (
+        "--flips",
+        "x,y",
+        "--crops",
+        1,
+        "--variants",
+        1,
+        "--leave-out",
+        "a,b",
+        "--leave-out",
+        "c",
+        "--device",
+        "cpu",
+    )
     answer = palpate("finetune", "recipe.toml", *flags, *more, "-o", "run", "--json")
     assert answer.status == 0, answer.err
     recipe = answer.json["card"]["recipe"]
@@ -80,7 +93,7 @@ def test_flags_change_the_file_and_the_file_what_is_usual(
     assert [one["strategy"] for one in recipe["prompts"]] == ["jitter", "standard"]
     assert recipe["prompts"][0] == {"strategy": "jitter", "severity": [0.0, 0.2], "share": 2.0}
     data = recipe["data"]
-    assert (data["flips"], data["crops"], data["leave_out"]) == (["x", "y"], 1, ["a", "b", "c"])
+    assert (data["flips"], data["crops"], data["variants"], data["leave_out"]) == (["x", "y"], 1, 1, ["a", "b", "c"])
     assert data["slices_per_volume"] is None
     assert recipe["half"]
 

@@ -13,7 +13,7 @@ from palpate.errors import SettingError
 from palpate.images import Image
 from palpate.images.geometry import affine_from_spacing
 from palpate.models.frame import Frame
-from palpate.training.scenes import CROP_SIDES, Sight, View, Views, rng_for, sights_of
+from palpate.training.scenes import CROP_SIDES, GAMMAS, Sight, View, Views, rng_for, sights_of
 from phantoms import column, disk, rectangle
 
 FRAME = Frame(size=32, mask_size=32)
@@ -87,6 +87,39 @@ class TestViews:
         assert drawn[0][4:] != drawn[2][4:]
         assert replace(EVERY_VIEW, seed=2).of(numbered, 0, (50, 60))[4:] != drawn[0][4:]
 
+    def test_grey_values_follow_a_curve_that_keeps_black_and_white(self) -> None:
+        grey = np.arange(256, dtype=np.uint8)[None]
+        assert np.array_equal(View().shown(grey), grey)
+        assert np.array_equal(View(inverted=True).shown(grey), 255 - grey)
+        darker = View(gamma=2.0).shown(grey)[0]
+        assert (darker[0], darker[128], darker[255], darker.dtype) == (0, 64, 255, np.uint8)
+        assert (np.diff(darker.astype(int)) >= 0).all()
+        assert np.array_equal(View(gamma=2.0, inverted=True).shown(grey)[0], darker[::-1])
+        colours = np.stack([grey, grey, grey], axis=-1)
+        assert np.array_equal(View(inverted=True).shown(colours), colours)
+        assert np.array_equal(View(gamma=2.0).shown(colours)[..., 1], darker[None])
+
+    def test_variants_differ_in_everything_and_their_labels_only_in_place(self, numbered: Case) -> None:
+        views = Views(variants=40, seed=3)
+        drawn = views.of(numbered, 0, (15, 17))
+        assert drawn == views.of(numbered, 0, (15, 17))
+        assert (len(drawn), len(views), drawn[0]) == (41, 41, View())
+        assert drawn[1:] != replace(views, seed=4).of(numbered, 0, (15, 17))[1:]
+        variants = drawn[1:]
+        for kind in ("flip_x", "flip_y", "inverted"):
+            assert {getattr(view, kind) for view in variants} == {False, True}
+        assert {view.crop is None for view in variants} == {False, True}
+        assert all(GAMMAS[0] <= view.gamma <= GAMMAS[1] for view in variants)
+        assert any(view.gamma < 0.8 for view in variants)
+        assert any(view.gamma > 1.25 for view in variants)
+        labels = numbered.read().labels
+        for sight in sights(numbered, views):
+            assert np.array_equal(sight.scene.labels, sight.scene.view.of(labels))
+        # Crops that were there before stay where they were.
+        assert Views(crops=2, variants=1, seed=3).of(numbered, 0, (15, 17))[:3] == Views(crops=2, seed=3).of(
+            numbered, 0, (15, 17)
+        )
+
     def test_each_view_has_a_key_of_its_own(self, numbered: Case) -> None:
         keys = [sight.scene.key for sight in sights(numbered, EVERY_VIEW)]
         assert len(set(keys)) == 7
@@ -94,8 +127,9 @@ class TestViews:
     def test_what_does_not_exist_is_told(self) -> None:
         with pytest.raises(SettingError, match="no flip 'z'"):
             Views(flips=("z",))
-        with pytest.raises(SettingError, match="cannot be -1 crops"):
-            Views(crops=-1)
+        for kind in ("crops", "variants"):
+            with pytest.raises(SettingError, match=f"cannot be -1 {kind}"):
+                Views(**{kind: -1})
 
 
 class TestScenes:

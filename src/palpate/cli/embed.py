@@ -47,6 +47,7 @@ def embed(
         list[str] | None, typer.Option(help="Flipped views, too: x, y, xy. Repeatable, or commas.")
     ] = None,
     crops: Annotated[int, typer.Option(min=0, help="So many crops of each slice, too.")] = 0,
+    variants: Annotated[int, typer.Option(min=0, help="So many variants of each slice, too.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Where crops lie follows from it; give the recipe's.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     workers: Annotated[
@@ -72,7 +73,7 @@ def embed(
         from palpate.training.embedding import Order, embed_many
         from palpate.training.scenes import Views
 
-        views = Views(flips=tuple(separated(flips)), crops=crops, seed=seed)
+        views = Views(flips=tuple(separated(flips)), crops=crops, variants=variants, seed=seed)
         chosen = choose_device(device)
         cases = open_dataset(data, labels=labels, dataset=separated(dataset) or None, split=split, channel=channel)
         folder = cache or default_folder()

@@ -63,6 +63,9 @@ def finetune(
     crops: Annotated[
         int | None, typer.Option(help="Add so many crops of each slice, the same ones each epoch.")
     ] = None,
+    variants: Annotated[
+        int | None, typer.Option(help="Add so many variants of each slice: crop, flip and grey values at once.")
+    ] = None,
     balance: Annotated[
         str | None, typer.Option(help="Draw images alike (images), or datasets alike (datasets).")
     ] = None,
@@ -135,6 +138,7 @@ def finetune(
             "data.intensity": window,
             "data.flips": _several(flips),
             "data.crops": crops,
+            "data.variants": variants,
             "data.balance": balance,
             "data.slices_per_volume": None if slices_per_volume is None else slices_of(slices_per_volume),
             "model": model,

@@ -52,7 +52,7 @@ class DataRecipe(_Section):
     - `cases_per_dataset` bounds how many cases of each data set are trained on, drawn from the seed; none: all.
     - `slices_per_volume` slices are taken of each volume, spread evenly; "all" takes every labelled one. Objects
       smaller than `min_pixels` are not asked for.
-    - `flips` (x, y, xy) and `crops` add fixed views of each slice; see `palpate.training.scenes`.
+    - `flips` (x, y, xy), `crops` and `variants` add fixed views of each slice; see `palpate.training.scenes`.
     - `intensity` overrides how values become grey levels, by a name of `palpate.images.intensity`.
     """
 
@@ -71,6 +71,7 @@ class DataRecipe(_Section):
     min_pixels: Annotated[int, Field(ge=1)] = 10
     flips: tuple[Literal["x", "y", "xy"], ...] = ()
     crops: Annotated[int, Field(ge=0)] = 0
+    variants: Annotated[int, Field(ge=0)] = 0
     balance: Literal["images", "datasets"] = "images"
 
     @model_validator(mode="after")
@@ -81,7 +82,7 @@ class DataRecipe(_Section):
 
     def views(self, seed: int) -> Views:
         """The views of each slice."""
-        return Views(flips=self.flips, crops=self.crops, seed=seed)
+        return Views(flips=self.flips, crops=self.crops, variants=self.variants, seed=seed)
 
 
 class PromptRecipe(_Section):

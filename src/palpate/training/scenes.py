@@ -26,59 +26,99 @@ from palpate.models.frame import Frame
 CROP_SIDES = (0.5, 0.9)
 """How long a crop's sides are, as shares of the image's: drawn from this range, each for itself."""
 
+GAMMAS = (0.6, 1.7)
+"""The exponents of a variant's grey values, drawn from this range so that darker is as likely as brighter."""
+
 
 @dataclass(frozen=True)
 class View:
-    """A slice as it is, or flipped, or a part of it. `crop` is (first row, last row, first column, last column), in
-    pixels of the slice before flipping, both ends included."""
+    """A slice as it is, or flipped, or a part of it, or in other grey values.
+
+    `crop` is (first row, last row, first column, last column), in pixels of the slice before flipping, both ends
+    included. `gamma` is the exponent of grey values between 0 (black) and 1 (white); `inverted` exchanges black and
+    white before, but not in colour images, whose negative nobody ever looks at.
+    """
 
     flip_x: bool = False
     flip_y: bool = False
     crop: tuple[int, int, int, int] | None = None
+    gamma: float = 1.0
+    inverted: bool = False
 
     def of(self, pixels: np.ndarray) -> np.ndarray:
-        """This view of an image or of its labels, as an array of (row, column) or (row, column, colour)."""
+        """This part of an image or of its labels, turned as it is, as (row, column) or (row, column, colour).
+
+        Grey values stay as they are: `shown` changes them.
+        """
         if self.crop is not None:
             top, bottom, left, right = self.crop
             pixels = pixels[top : bottom + 1, left : right + 1]
         return pixels[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
+    def shown(self, pixels: UInt8[np.ndarray, "row column *colour"]) -> UInt8[np.ndarray, "row2 column2 *colour"]:
+        """This view of an image, with its grey values."""
+        seen = self.of(pixels)
+        if self.inverted and seen.ndim == 2:
+            seen = 255 - seen
+        if self.gamma == 1:
+            return seen
+        curve = np.rint(255 * (np.arange(256) / 255) ** self.gamma).astype(np.uint8)
+        return curve[seen]
+
 
 @dataclass(frozen=True)
 class Views:
-    """Which views each slice has: itself, `flips` of it, and `crops` parts of it drawn from `seed`.
+    """Which views each slice has: itself, `flips` of it, and `crops` and `variants` drawn from `seed`.
+
+    A variant is a crop (three times in four), flipped or not, with another gamma, and now and then inverted, all at
+    once: the most another look can teach for the price of one encoding.
 
     Raises:
-        SettingError: a kind of flip that does not exist, or a negative number of crops.
+        SettingError: a kind of flip that does not exist, or a negative number of crops or variants.
     """
 
     flips: tuple[str, ...] = ()
     crops: int = 0
+    variants: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in self.flips:
             if name not in ("x", "y", "xy"):
                 raise SettingError(f"there is no flip {name!r}; choose x (left and right), y (up and down) or xy")
-        if self.crops < 0:
-            raise SettingError(f"there cannot be {self.crops} crops; give 0 or more")
+        for kind, number in (("crops", self.crops), ("variants", self.variants)):
+            if number < 0:
+                raise SettingError(f"there cannot be {number} {kind}; give 0 or more")
 
     def __len__(self) -> int:
         """How many views a slice has."""
-        return 1 + len(self.flips) + self.crops
+        return 1 + len(self.flips) + self.crops + self.variants
 
     def of(self, case: Case, z: int, shape: tuple[int, int]) -> list[View]:
         """The views of slice `z` of a case, which has `shape` (rows, columns); always the same ones."""
         views = [View(), *(View(flip_x="x" in name, flip_y="y" in name) for name in self.flips)]
         rng = rng_for(self.seed, case.dataset, case.name, z, "crops")
-        for _ in range(self.crops):
-            ends: list[int] = []
-            for extent in shape:
-                length = max(1, round(extent * float(rng.uniform(*CROP_SIDES))))
-                first = int(rng.integers(0, extent - length, endpoint=True))
-                ends += [first, first + length - 1]
-            views.append(View(crop=(ends[0], ends[1], ends[2], ends[3])))
-        return views
+        views += [View(crop=_part(shape, rng)) for _ in range(self.crops)]
+        rng = rng_for(self.seed, case.dataset, case.name, z, "variants")
+        return views + [_variant(shape, rng) for _ in range(self.variants)]
+
+
+def _part(shape: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A crop of an image of (rows, columns)."""
+    ends: list[int] = []
+    for extent in shape:
+        length = max(1, round(extent * float(rng.uniform(*CROP_SIDES))))
+        first = int(rng.integers(0, extent - length, endpoint=True))
+        ends += [first, first + length - 1]
+    return ends[0], ends[1], ends[2], ends[3]
+
+
+def _variant(shape: tuple[int, int], rng: np.random.Generator) -> View:
+    """A view in which everything is another at once; every draw is made, whatever comes of the others."""
+    cropped, flip_x, flip_y, inverted = (rng.random(4) < (0.75, 0.5, 0.5, 0.25)).tolist()
+    gamma = float(np.exp(rng.uniform(*np.log(GAMMAS))))
+    part = _part(shape, rng)
+    return View(flip_x, flip_y, part if cropped else None, gamma, inverted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +204,7 @@ def sights_of(
     for z in _spread(numbers, slices_per_volume):
         shape = (pixels.shape[1], pixels.shape[2])
         for view in (views or Views()).of(case, z, shape):
-            shown, marked = view.of(pixels[z]), np.ascontiguousarray(view.of(labels[z]))
+            shown, marked = view.shown(pixels[z]), np.ascontiguousarray(view.of(labels[z]))
             present = case.objects(marked)
             regions = tuple(item for item in present if int(item.mask(marked).sum()) >= min_pixels)
             if not regions:
