@@ -18,6 +18,7 @@ from palpate.datasets import open_dataset
 from palpate.evaluation.measure import Plan
 from palpate.evaluation.protocols import protocol
 from palpate.evaluation.run import ModelChoice, evaluate
+from palpate.inference.processes import quick_memory, serve_parent
 from palpate.training.finetune import Event, finetune
 from palpate.training.recipe import read_recipe
 
@@ -93,7 +94,8 @@ def main() -> None:
     given = parser.parse_args()
     jobs = [Job(arm, seed) for seed in given.seeds for arm in given.arms if arm or seed == given.seeds[0]]
     train, test = given.only != "test", given.only != "train"
-    with ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with quick_memory(), ProcessPoolExecutor(given.workers, mp_context=spawn, initializer=serve_parent) as pool:
         for future in [pool.submit(do, job, given.data, given.out, train=train, test=test) for job in jobs]:
             print("done:", future.result(), flush=True)
 

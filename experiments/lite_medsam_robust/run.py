@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regions
 
 from palpate.datasets import open_dataset
 from palpate.datasets.case import Case
@@ -29,6 +30,7 @@ from palpate.evaluation.results import some_cases
 from palpate.evaluation.run import ModelChoice, evaluate
 from palpate.evaluation.statistics import subject_values
 from palpate.evaluation.table import Row, read_run
+from palpate.inference.processes import quick_memory, serve_parent
 from palpate.models.averaging import average
 from palpate.training.finetune import Event, finetune
 from palpate.training.recipe import read_recipe
@@ -59,6 +61,8 @@ TIGHT = [
     {"strategy": "jitter", "severity": [0.0, 0.2], "share": 2},
 ]
 SHORT = {"epochs": 3}
+REGIONS = {"data.path": "regions"}
+"""Objects that nobody labelled, beside those of the data; see regions.py."""
 TEACHER = {"preset": "bce+dice", "teacher": 1.0}
 VIEWS = {"data.flips": ["x"], "data.crops": 2, "data.cases_per_dataset": 30}
 VARIANTS = {"data.variants": 3, "data.cases_per_dataset": 30}
@@ -80,6 +84,8 @@ ROADS: Mapping[str, Mapping[str, Any]] = {
     },
     "tight-views": {"prompts": TIGHT, **VIEWS, **SHORT},
     "tight-variants": {"prompts": TIGHT, **VARIANTS, **SHORT},
+    "tight-regions": {"prompts": TIGHT, **REGIONS, **SHORT},
+    "tight-regions-variants": {"prompts": TIGHT, **REGIONS, **VARIANTS, **SHORT},
     "tight-teacher-variants": {"prompts": TIGHT, "loss": TEACHER, **VARIANTS, **SHORT},
     "tight-teacher-views": {"prompts": TIGHT, "loss": TEACHER, **VIEWS, **SHORT},
     "teacher-alone": {"prompts": MIXTURE, "loss": {"teacher": 1.0}},
@@ -170,7 +176,11 @@ def do(job: Job, data: Path, out: Path, *, split: str, cases: int, shares: Seque
 
 def _trained(job: Job, data: Path, out: Path, *, left_out: Sequence[str]) -> Path:
     """The adapter of a road in a round, trained now if it is not there."""
-    changes = {"data.path": str(data), "data.leave_out": list(left_out), "name": job.name, **ROADS[job.road]}
+    changes = {"data.path": str(data), "name": job.name, **ROADS[job.road]}
+    changes["data.leave_out"] = [*left_out, *(f"regions_{name}" for name in left_out)]
+    if changes["data.path"] == "regions":
+        changes["data.path"] = str(out / "regions")
+        regions.write(data, out / "regions", cache=out / "embeddings")
     recipe = read_recipe(HERE / "recipe.toml", changes=changes)
     folder = out / "runs" / job.name
     return finetune(recipe, folder, cache=out / "embeddings", device="cpu", threads=1, listener=_say(job.name)).adapter
@@ -245,7 +255,8 @@ def main() -> None:
         parser.error("on test, one road with one share is reported: give --shares with the one that was chosen")
     if not given.table:
         jobs = [Job(road, name) for road in ("", *given.roads) for name in given.rounds]
-        with ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with quick_memory(), ProcessPoolExecutor(given.workers, mp_context=spawn, initializer=serve_parent) as pool:
             futures = [
                 pool.submit(
                     do, job, given.data, given.out, split=given.split, cases=given.cases, shares=given.shares or SHARES

@@ -26,6 +26,7 @@ from palpate.evaluation.table import Row, Run, object_name, read_run, results_cs
 from palpate.images.formats import replacing
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.environment import environment
+from palpate.inference.processes import quick_memory, serve_parent
 from palpate.inference.runtimes import Runtime
 from palpate.inference.session import Session, load
 
@@ -344,8 +345,8 @@ def _in_processes(
 
     context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
     others = set(multiprocessing.active_children())
-    with _quick_memory():
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve_parent)
+    with quick_memory():
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=serve_parent)
         futures = {pool.submit(_measure_in_worker, model, case, plan): case for case in cases}
         try:
             yield ((futures[future], future.result()) for future in as_completed(futures))
@@ -362,49 +363,6 @@ def _in_processes(
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _serve_parent() -> None:
-    """Leave interrupts to the first process, and end when it ends, however it ends."""
-    import multiprocessing
-    import signal
-    import threading
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process decides
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)  # it was killed: nobody is left to work for
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-@contextmanager
-def _quick_memory() -> Generator[None]:
-    """Settings that processes read when they start: let glibc keep freed memory, and idle threads sleep.
-
-    A network's activations are freed and wanted again at once; handing them back to the system in between costs more
-    than computing them.
-    """
-    wanted = {
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**30),
-        "MALLOC_TOP_PAD_": str(2**28),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "OMP_NUM_THREADS": "1",
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from palpate.datasets.case import Case
 from palpate.errors import DatasetError, PalpateError
 from palpate.inference.embedding_cache import EmbeddingCache
+from palpate.inference.processes import quick_memory, serve_parent
 from palpate.inference.runtimes import Runtime
 from palpate.inference.session import load
 from palpate.training.scenes import Scene, Views, sights_of
@@ -141,8 +142,9 @@ def _in_processes(cases: Sequence[Case], order: Order, workers: int) -> Iterator
 
     context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve_parent)
-    futures = [pool.submit(order.carry_out, case) for case in cases]
+    with quick_memory():
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        futures = [pool.submit(order.carry_out, case) for case in cases]
     try:
         yield from (future.result() for future in as_completed(futures))
     except BrokenProcessPool:
@@ -158,25 +160,12 @@ def _in_processes(cases: Sequence[Case], order: Order, workers: int) -> Iterator
     pool.shutdown()
 
 
-def _serve_parent() -> None:
-    """One thread, no interrupts of its own, and an end when the first process ends, however it ends."""
-    import multiprocessing
-    import os
-    import signal
-    import threading
-
+def _start_worker() -> None:
+    """One thread, whatever the user's own settings: an embedding's last digits follow from it."""
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process decides
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)  # it was killed: nobody is left to work for
-
-    threading.Thread(target=follow, daemon=True).start()
+    serve_parent()
 
 
 @functools.cache
