@@ -32,7 +32,7 @@ AGREEMENT = 0.85
 AREAS = (0.002, 0.2)
 """The smallest and the largest region, as shares of the image."""
 LEVELS = np.linspace(0.1, 0.9, 9)
-"""Grey values at which blobs are looked for, as quantiles of the image."""
+"""Grey values at which blobs are looked for: quantiles of the image, and shares of the way from darkest to brightest."""
 CANDIDATES = 16
 """How many blobs of an image the model is asked about: those with the strongest edge."""
 SMALLEST_IMAGE = 96
@@ -43,10 +43,11 @@ def blobs(pixels: np.ndarray, taken: np.ndarray) -> list[np.ndarray]:
     """Blobs of an image, the ones with the strongest edges first, each unlike the others and outside of `taken`."""
     whole = pixels.astype(float).mean(axis=-1) if pixels.ndim == 3 else pixels.astype(float)
     step = max(1, round(max(whole.shape) / 256))  # the model sees no more
-    grey, taken = ndimage.uniform_filter(whole, step)[::step, ::step], taken[::step, ::step]
+    grey, taken = _coarse(whole, step), _coarse(taken.astype(float), step) >= 0.5
     smooth, slope = ndimage.gaussian_filter(grey, 1.3), ndimage.gaussian_gradient_magnitude(grey, 1.3)
     found: list[tuple[float, np.ndarray]] = []
-    for level in np.unique(np.quantile(smooth, LEVELS)):
+    evenly = smooth.min() + LEVELS * np.ptp(smooth)
+    for level in np.unique([*np.quantile(smooth, LEVELS), *evenly]):
         for side in (smooth > level, smooth < level):
             labels, count = ndimage.label(ndimage.binary_opening(side, iterations=2))
             sizes = ndimage.sum_labels(side, labels, np.arange(1, count + 1))
@@ -57,7 +58,7 @@ def blobs(pixels: np.ndarray, taken: np.ndarray) -> list[np.ndarray]:
                 box = ndimage.find_objects(blob.astype(np.uint8))[0]
                 if blob.sum() < 0.45 * np.prod([part.stop - part.start for part in box]):
                     continue
-                edge = blob & ~ndimage.binary_erosion(blob, iterations=2)
+                edge = ndimage.binary_dilation(blob) & ~ndimage.binary_erosion(blob)
                 found.append((float(slope[edge].mean() / (slope.mean() + 1e-6)), blob))
     kept: list[np.ndarray] = []
     for _, blob in sorted(found, key=lambda each: -each[0]):
@@ -66,7 +67,7 @@ def blobs(pixels: np.ndarray, taken: np.ndarray) -> list[np.ndarray]:
         if len(kept) == CANDIDATES:
             break
     rows, columns = (np.arange(extent) // step for extent in whole.shape)
-    return [blob[np.ix_(rows.clip(max=len(blob) - 1), columns.clip(max=blob.shape[1] - 1))] for blob in kept]
+    return [blob[np.ix_(rows, columns)] for blob in kept]
 
 
 def agreed(session: palpate.Session, pixels: np.ndarray, candidates: Sequence[np.ndarray]) -> np.ndarray:
@@ -95,9 +96,9 @@ def write(data: Path, out: Path, *, cache: Path | None = None) -> int:
     with (data / "manifest.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:
-        for column in ("image", "label", "scribbles"):
-            if row[column]:
-                row[column] = str((data / row[column]).resolve())
+        row["scribbles"] = ""
+        for column in ("image", "label"):
+            row[column] = str((data / row[column]).resolve())
     found = 0
     session = palpate.load("lite-medsam", device="cpu", cache=None if cache is None else EmbeddingCache(cache))
     encoder = weights.load("lite-medsam").encoder_hash
@@ -137,6 +138,13 @@ def write(data: Path, out: Path, *, cache: Path | None = None) -> int:
         writer.writerows(rows)
     half.replace(manifest)
     return found
+
+
+def _coarse(pixels: np.ndarray, step: int) -> np.ndarray:
+    """The means of blocks of `step` by `step` pixels; at the end the last row and column are repeated."""
+    short = [(0, -extent % step) for extent in pixels.shape]
+    padded = np.pad(pixels, short, mode="edge")
+    return padded.reshape(padded.shape[0] // step, step, padded.shape[1] // step, step).mean(axis=(1, 3))
 
 
 def _rounded(blob: np.ndarray) -> np.ndarray:
