@@ -32,7 +32,7 @@ AGREEMENT = 0.85
 AREAS = (0.002, 0.2)
 """The smallest and the largest region, as shares of the image."""
 LEVELS = np.linspace(0.1, 0.9, 9)
-"""Grey values at which blobs are looked for: quantiles of the image, and shares of the way from darkest to brightest."""
+"""Where blobs are looked for: at these quantiles of the grey values, and at these shares of their range."""
 CANDIDATES = 16
 """How many blobs of an image the model is asked about: those with the strongest edge."""
 SMALLEST_IMAGE = 96
