@@ -180,7 +180,6 @@ def _trained(job: Job, data: Path, out: Path, *, left_out: Sequence[str]) -> Pat
     changes["data.leave_out"] = [*left_out, *(f"regions_{name}" for name in left_out)]
     if changes["data.path"] == "regions":
         changes["data.path"] = str(out / "regions")
-        regions.write(data, out / "regions", cache=out / "embeddings")
     recipe = read_recipe(HERE / "recipe.toml", changes=changes)
     folder = out / "runs" / job.name
     return finetune(recipe, folder, cache=out / "embeddings", device="cpu", threads=1, listener=_say(job.name)).adapter
@@ -254,6 +253,8 @@ def main() -> None:
     if given.split == "test" and len(given.shares or ()) != 1:
         parser.error("on test, one road with one share is reported: give --shares with the one that was chosen")
     if not given.table:
+        if any(ROADS.get(road, {}).get("data.path") == "regions" for road in given.roads):
+            regions.write(given.data, given.out / "regions", cache=given.out / "embeddings")
         jobs = [Job(road, name) for road in ("", *given.roads) for name in given.rounds]
         spawn = multiprocessing.get_context("spawn")
         with quick_memory(), ProcessPoolExecutor(given.workers, mp_context=spawn, initializer=serve_parent) as pool:
