@@ -60,6 +60,12 @@ TIGHT = [
     {"strategy": "expansion", "severity": [0.0, 0.25], "share": 3},
     {"strategy": "jitter", "severity": [0.0, 0.2], "share": 2},
 ]
+BALANCED = [
+    {"strategy": "standard", "share": 4},
+    {"strategy": "shrink", "severity": [0.0, 0.25], "share": 4},
+    {"strategy": "expansion", "severity": [0.0, 0.3], "share": 6},
+    {"strategy": "jitter", "severity": [0.0, 0.2], "share": 1},
+]
 SHORT = {"epochs": 3}
 REGIONS = {"data.path": "regions"}
 """Objects that nobody labelled, beside those of the data; see regions.py."""
@@ -86,6 +92,7 @@ ROADS: Mapping[str, Mapping[str, Any]] = {
     "tight-variants": {"prompts": TIGHT, **VARIANTS, **SHORT},
     "tight-regions": {"prompts": TIGHT, **REGIONS, **SHORT},
     "tight-regions-variants": {"prompts": TIGHT, **REGIONS, **VARIANTS, **SHORT},
+    "balanced-regions-variants": {"prompts": BALANCED, **REGIONS, **VARIANTS, "epochs": 4},
     "tight-teacher-variants": {"prompts": TIGHT, "loss": TEACHER, **VARIANTS, **SHORT},
     "tight-teacher-views": {"prompts": TIGHT, "loss": TEACHER, **VIEWS, **SHORT},
     "teacher-alone": {"prompts": MIXTURE, "loss": {"teacher": 1.0}},
