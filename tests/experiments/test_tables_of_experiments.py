@@ -128,6 +128,14 @@ class TestRoads:
             recipe = read_recipe(EXPERIMENTS / "lite_medsam_robust" / "recipe.toml", changes=changes)
             assert recipe.data.only == {"redistributable_weights": "yes"}
 
+    def test_the_final_recipe_is_the_chosen_road_with_nothing_left_out(self, roads: ModuleType) -> None:
+        from palpate.training.recipe import read_recipe
+
+        folder = EXPERIMENTS / "lite_medsam_robust"
+        names = {"name": "", "summary": "", "licence": "", "data.path": "regions"}
+        chosen = read_recipe(folder / "recipe.toml", changes=roads.ROADS["balanced-regions-variants"])
+        assert read_recipe(folder / "final.toml", changes=names) == chosen
+
     def test_rounds_leave_out_three_data_sets_each_and_never_the_same(self, roads: ModuleType) -> None:
         assert [len(names) for names in roads.ROUNDS.values()] == [3, 3]
         assert not set(roads.ROUNDS["a"]) & set(roads.ROUNDS["b"])
