@@ -184,9 +184,10 @@ def do(job: Job, data: Path, out: Path, *, split: str, cases: int, shares: Seque
 def _trained(job: Job, data: Path, out: Path, *, left_out: Sequence[str]) -> Path:
     """The adapter of a road in a round, trained now if it is not there."""
     changes = {"data.path": str(data), "name": job.name, **ROADS[job.road]}
-    changes["data.leave_out"] = [*left_out, *(f"regions_{name}" for name in left_out)]
     if changes["data.path"] == "regions":
         changes["data.path"] = str(out / "regions")
+    there = {case.dataset for case in open_dataset(str(changes["data.path"]))}
+    changes["data.leave_out"] = [name for name in [*left_out, *(f"regions_{n}" for n in left_out)] if name in there]
     recipe = read_recipe(HERE / "recipe.toml", changes=changes)
     folder = out / "runs" / job.name
     return finetune(recipe, folder, cache=out / "embeddings", device="cpu", threads=1, listener=_say(job.name)).adapter

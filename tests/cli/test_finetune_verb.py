@@ -76,10 +76,6 @@ def test_flags_change_the_file_and_the_file_what_is_usual(
         1,
         "--variants",
         1,
-        "--leave-out",
-        "a,b",
-        "--leave-out",
-        "c",
         "--device",
         "cpu",
     )
@@ -93,9 +89,38 @@ def test_flags_change_the_file_and_the_file_what_is_usual(
     assert [one["strategy"] for one in recipe["prompts"]] == ["jitter", "standard"]
     assert recipe["prompts"][0] == {"strategy": "jitter", "severity": [0.0, 0.2], "share": 2.0}
     data = recipe["data"]
-    assert (data["flips"], data["crops"], data["variants"], data["leave_out"]) == (["x", "y"], 1, 1, ["a", "b", "c"])
+    assert (data["flips"], data["crops"], data["variants"]) == (["x", "y"], 1, 1)
     assert data["slices_per_volume"] is None
     assert recipe["half"]
+
+
+def test_whoever_leaves_out_what_is_not_there_is_told(palpate: Run, tiny: object, pictures: Path) -> None:
+    asked = ("finetune", "--data", pictures, *QUICK, "-o", "run")
+    for flags in (("--leave-out", "pictures,retina"), ("--leave-out", "pictures", "--leave-out", "retina")):
+        answer = palpate(*asked, *flags)
+        assert answer.status == 2
+        assert "there is no data set 'retina'; there are: pictures" in answer.err
+    other = palpate(*asked, "--val", "vla")
+    assert "no split 'vla'" in other.err or other.status == 0  # a folder has no splits to mistake
+
+
+def test_a_run_that_differs_says_in_what(palpate: Run, tiny: object, pictures: Path) -> None:
+    asked = ("finetune", "--data", pictures, *QUICK, "-o", "run", "--json")
+    assert palpate(*asked).status == 0
+    answer = palpate(*asked, "--rate", 0.5)
+    assert answer.status == 2
+    assert "differs in its recipe (optimiser.rate is 0.0001 there and 0.5 here)" in answer.err
+
+
+def test_images_without_an_object_are_counted(palpate: Run, tiny: object, pictures: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for path in sorted((pictures / "labels").iterdir())[:2]:
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
+    answer = palpate("finetune", "--data", pictures, *QUICK, "-o", "run", "--seed", 2)
+    assert answer.status == 0, answer.err
+    assert "images show no object that is large enough)" in answer.err.splitlines()[0]
 
 
 def test_a_run_from_flags_says_how_it_goes_and_what_to_do_with_it(palpate: Run, tiny: object, pictures: Path) -> None:

@@ -163,6 +163,9 @@ def test_an_average_lies_in_the_middle_and_a_share_on_the_way_there(
     assert (card.metrics, card.recipe["share"], card.recipe["data"]) == ({}, 0.5, {"intensity": None})
     assert [each["name"] for each in card.recipe["averaged"]] == ["a", "b"]
     assert card.command.startswith("palpate models average")
+    told = [" ".join(line.split()) for line in palpate("models", "show", "out.safetensors").out.splitlines()]
+    assert "average a (seed 0), b (seed 0); share 0.5" in told
+    assert not any(line.startswith("seed") for line in told)
 
 
 def test_lora_is_folded_in_before_it_is_averaged(palpate: Run, tiny: ModelCard, tmp_path: Path) -> None:

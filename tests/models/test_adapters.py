@@ -457,10 +457,16 @@ def test_a_file_cut_short_is_noticed(tmp_path: Path, kept: int) -> None:
 def test_other_files_are_no_adapters(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(1)}, checkpoint)
-    for path, complaint in ((checkpoint, "no adapter"), (tmp_path / "nothing", "no file"), (tmp_path, "no file")):
+    for path, complaint in ((checkpoint, "no adapter"), (tmp_path / "nothing", "no file"), (tmp_path, "is a folder")):
         assert not adapters.is_adapter(path)
         with pytest.raises(WeightsError, match=complaint):
             adapters.read(path)
+
+
+def test_a_run_that_is_not_finished_is_told_from_a_file_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(WeightsError, match=r"no file .*; the run is not finished, the same `palpate finetune` goes on"):
+        adapters.read(tmp_path / "adapter.safetensors")
 
 
 def with_card(path: Path, content: object) -> Path:

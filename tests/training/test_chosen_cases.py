@@ -66,14 +66,36 @@ def test_a_window_that_does_not_exist_is_told_before_anything_is_read() -> None:
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({"rank": 4}, "rank in .* is of lora"),
-        ({"parts": ["decoder"], "where": ["encoder"]}, "where in .* is of bias-norm and lora and adapter"),
-        ({"parts": ["lora"], "blocks": 2}, "blocks in .* is of last-blocks"),
+        ({"rank": 4}, "rank is of lora, and only decoder is trained; train lora as well"),
+        ({"parts": ["decoder"], "where": ["encoder"]}, "where is of bias-norm and lora and adapter"),
+        ({"parts": ["lora"], "blocks": 2}, "blocks is of last-blocks"),
     ],
 )
 def test_a_setting_that_would_do_nothing_was_meant_otherwise(table: dict[str, object], says: str) -> None:
     with pytest.raises(SettingError, match=says):
         recipe_from({"data": {"path": "x"}, "trained": table})
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"leave_out": ["mr", "retina"]}, "leave_out: there is no data set 'retina'; there are: ct, mr"),
+        ({"val": "vla"}, "val: there is no split 'vla'; there are: test, train"),
+    ],
+)
+def test_a_slip_in_a_name_is_told(tmp_path: Path, data: dict[str, object], says: str) -> None:
+    rows = [f"{n}{i}.png,{n}{i}.png,p{i},{'test' if i % 2 else 'train'},{n}" for i in range(4) for n in ("ct", "mr")]
+    path = manifest(tmp_path, *rows)
+    with pytest.raises(DatasetError, match=says):
+        cases_for(DataRecipe.model_validate({"path": path, **data}), seed=0)
+    # The usual name may be missing: then some of train are held out.
+    assert cases_for(DataRecipe(path=path, leave_out=("mr",)), seed=0)[1]
+
+
+@pytest.mark.parametrize("severity", [10, [0, 25]])
+def test_a_severity_in_percent_is_told(severity: object) -> None:
+    with pytest.raises(SettingError, match=r"for (10|25) % write 0\.(1|25)"):
+        recipe_from({"data": {"path": "x"}, "prompts": [{"strategy": "jitter", "severity": severity}]})
 
 
 def test_a_large_data_set_is_cut_to_so_many_cases_and_seeds_cut_it_elsewhere(tmp_path: Path) -> None:

@@ -201,6 +201,8 @@ def parse_prompt(text: str) -> dict[str, Any]:
     Raises:
         SettingError: anything else.
     """
+    from palpate.prompts.strategies import strategy as strategy_named  # numpy is not needed for --help
+
     number = r"-?(?:\d+\.?\d*|\.\d+)"
     match = re.fullmatch(rf"([^@:]+)(?:@({number})(?:-({number}))?)?(?::({number}))?", text)
     if match is None:
@@ -212,6 +214,11 @@ def parse_prompt(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {"strategy": strategy}
     if low is not None:
         found["severity"] = float(low) if high is None else (float(low), float(high))
+    elif strategy_named(strategy).uses_severity:
+        raise SettingError(
+            f"how wrong shall {strategy} be? write {strategy}@0.1 for a tenth of the box's side, or "
+            f"{strategy}@0-0.25 to draw it anew each time"
+        )
     if share is not None:
         found["share"] = float(share)
     return found
@@ -318,11 +325,13 @@ def _lines(made: Finetuned) -> list[tuple[str, str]]:
             )
     else:
         lines.append(("note", "no image was left to validate with, so the last weights are the result, good or bad"))
-    lines += [("log", str(made.folder / "log.csv")), ("samples", str(made.folder / "overlays"))]
+    lines.append(("log", str(made.folder / "log.csv")))
+    if (made.folder / "overlays").is_dir():
+        lines.append(("samples", str(made.folder / "overlays")))
     adapter = shlex.quote(str(made.adapter))
     weights = made.card.recipe.get("weights")
     own = f"--weights {shlex.quote(str(weights))} " if weights else ""
-    lines.append(("use it", f"palpate predict IMAGE --box X0 Y0 X1 Y1 {own}--adapter {adapter} -o mask.nii.gz"))
+    lines.append(("use it", f"palpate predict IMAGE --box X0 Y0 X1 Y1 {own}--adapter {adapter} -o MASK"))
     return lines
 
 

@@ -190,14 +190,23 @@ def _card_lines(card: AdapterCard) -> list[tuple[str, str]]:
         ("base", f"{card.base} (weights {card.base_sha256[:12]})"),
         ("trained", parts),
         ("prompts", ", ".join(card.prompts)),
+        *_sources(card),
         ("data", card.data),
         ("licence", card.licence),
         *scores,
-        ("seed", str(card.seed)),
+        ("seed", "" if "averaged" in card.recipe else str(card.seed)),
         ("versions", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
         ("command", card.command),
     ]
     return [(name, value) for name, value in lines if value]
+
+
+def _sources(card: AdapterCard) -> list[tuple[str, str]]:
+    """What an average was made of."""
+    if "averaged" not in card.recipe:
+        return []
+    names = ", ".join(f"{each['name']} (seed {each['seed']})" for each in card.recipe["averaged"])
+    return [("average", f"{names}; share {card.recipe['share']:g}")]
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -483,8 +483,11 @@ def read_card(path: Path) -> AdapterCard:
     Raises:
         WeightsError: no such file, no adapter, or one of a newer palpate.
     """
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give the file in it: {path / 'adapter.safetensors'}")
     if not path.is_file():
-        raise WeightsError(f"there is no file {path}")
+        unfinished = "; the run is not finished, the same `palpate finetune` goes on" if _begun(path) else ""
+        raise WeightsError(f"there is no file {path}{unfinished}")
     try:
         with safe_open(path, framework="pt") as opened:
             text = (opened.metadata() or {}).get(_METADATA)
@@ -508,6 +511,11 @@ def read_card(path: Path) -> AdapterCard:
         raise WeightsError(f"the card inside {path} is damaged ({problems})") from None
     except (KeyError, TypeError, ValueError, RecursionError, SettingError) as error:
         raise WeightsError(f"the card inside {path} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _begun(path: Path) -> bool:
+    """Whether the file would come out of a run that has begun."""
+    return path.name == "adapter.safetensors" and (path.parent / "checkpoints").is_dir()
 
 
 def read(path: Path) -> Adapter:

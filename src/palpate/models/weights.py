@@ -196,7 +196,8 @@ def _check_base(made: adapters.AdapterCard, wanted: ModelCard, found: str, path:
     if made.base_sha256 != found:
         raise WeightsError(
             f"{path} was made from other weights of {wanted.name} ({made.base_sha256[:12]}…) than these "
-            f"({found[:12]}…); give the checkpoint it was trained from with --weights"
+            f"({found[:12]}…); give the checkpoint it was trained from with --weights, or, if it was trained from the "
+            "released weights, leave --weights out"
         )
 
 
@@ -341,7 +342,10 @@ def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> d
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
     layout = recognise(state)
     if layout is None and path.suffix == ".safetensors" and adapters.is_adapter(path):
-        raise WeightsError(f"{path} is an adapter and no whole checkpoint; give it with --adapter")
+        raise WeightsError(
+            f"{path} is an adapter and no whole checkpoint; give it with --adapter, or fold it in first: palpate "
+            f"models merge {path} -o whole.safetensors"
+        )
     if layout is None:
         some = ", ".join(sorted(state)[:3])
         raise WeightsError(f"{path} is no model that palpate knows (its first names: {some}); {_needs(wanted)}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -130,7 +131,10 @@ def strategy(name: str) -> Strategy:
     for known in STRATEGIES:
         if known.name == name:
             return known
-    raise SettingError(f"no strategy is called {name!r}; choose one of {', '.join(known.name for known in STRATEGIES)}")
+    names = [known.name for known in STRATEGIES]
+    near = get_close_matches(name, names, n=1)
+    suggestion = f"did you mean {near[0]!r}? " if near else ""
+    raise SettingError(f"no strategy is called {name!r}; {suggestion}choose one of {', '.join(names)}")
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ def cases_for(data: DataRecipe, *, seed: int) -> tuple[list[Case], list[Case]]:
         DatasetError: the data cannot be opened, nothing is left to train on, or a subject crosses the two.
     """
     found = open_dataset(data.path, labels=data.labels, dataset=list(data.dataset) or None, channel=data.channel)
+    _check_exist("leave_out", data.leave_out, {case.dataset for case in found}, "data set")
     found = [case for case in found if case.dataset not in data.leave_out and _has(case, data.only)]
     # A folder of images has no splits: all of it is `train`.
     everything = not data.train or (data.train == "train" and not any(case.split for case in found))
@@ -31,6 +32,8 @@ def cases_for(data: DataRecipe, *, seed: int) -> tuple[list[Case], list[Case]]:
             f"nothing of {data.path} is left to train on; check train = {data.train!r}, dataset, leave_out and only in "
             "[data] (splits: " + (", ".join(sorted({case.split for case in found})) or "none") + ")"
         )
+    if data.val not in ("", "val"):  # whoever names a split wants that one
+        _check_exist("val", [data.val], {case.split for case in found if case.split}, "split")
     val = [case for case in found if data.train and data.val and case.split == data.val]
     if not val:
         unassigned = [replace(case, split="") for case in train]
@@ -61,6 +64,12 @@ def _some(cases: Sequence[Case], most: int | None, seed: int) -> list[Case]:
         order = rng_for(seed, "cases", name).permutation(len(own))[:most]
         kept += [own[i] for i in sorted(order.tolist())]
     return kept
+
+
+def _check_exist(key: str, wanted: Sequence[str], there: set[str], kind: str) -> None:
+    """A name with a slip in it would be left out silently, and what it names would be trained on."""
+    if unknown := [name for name in wanted if name not in there]:
+        raise DatasetError(f"{key}: there is no {kind} {unknown[0]!r}; there are: {', '.join(sorted(there)) or 'none'}")
 
 
 def _has(case: Case, only: dict[str, str]) -> bool:

@@ -212,6 +212,7 @@ class _Run:
         self.log: Log | None = None
         self.interrupts = Interrupts()
         self._ordered: tuple[int, list[int]] = (-1, [])
+        self._empty = ""
 
         cache = EmbeddingCache(job.cache, max_bytes=job.cache_bytes)
         self.student = student(self.recipe, cache, fabric.device)
@@ -236,6 +237,9 @@ class _Run:
         if not scenes:
             raise DatasetError("no image of the training data has an object that is large enough to be asked for")
         self.scenes = scenes
+        shown = {(scene.case.dataset, scene.case.name) for scene in scenes}
+        empty = sum((case.dataset, case.name) not in shown for case in train)
+        self._empty = f" ({empty} of {len(train)} images show no object that is large enough)" if empty else ""
         validation = self.recipe.validation
         self.validation = validation_items(
             val_scenes,
@@ -535,8 +539,10 @@ class _Run:
         memory = _peak_memory(self.fabric.device)
         self._say(
             "estimate",
-            f"{len(self.scenes)} scenes, {self.total} steps of {self.per_step} objects: about {_in_words(seconds)} on "
-            f"{self.fabric.device}" + (f" and {memory / 1e9:.1f} GB of memory" if memory else "") + self._too_many(),
+            f"{len(self.scenes)} scenes{self._empty}, {self.total} steps of {self.per_step} objects: "
+            f"about {_in_words(seconds)} on {self.fabric.device}"
+            + (f" and {memory / 1e9:.1f} GB of memory" if memory else "")
+            + self._too_many(),
             values={"seconds": seconds, "bytes": memory},
         )
 

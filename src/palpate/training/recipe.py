@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from palpate.errors import SettingError
 from palpate.images.intensity import parse_intensity
@@ -92,6 +92,17 @@ class PromptRecipe(_Section):
     strategy: str
     severity: Severity | tuple[Severity, Severity] = 0.0
     share: Share = 1.0
+
+    @field_validator("severity", mode="before")
+    @classmethod
+    def _is_a_share(cls, value: Any) -> Any:
+        ends = value if isinstance(value, list | tuple) else [value]
+        for end in ends:
+            if isinstance(end, int | float) and end > 1:
+                raise SettingError(
+                    f"a severity is a share of the box's side, at most 1: for {end:g} % write {end / 100:g}"
+                )
+        return value
 
     @model_validator(mode="after")
     def _exists(self) -> PromptRecipe:
@@ -272,8 +283,8 @@ def _trained(given: Any) -> Trained | dict[str, Any]:
     for name, users in _USERS.items():
         if name in table and isinstance(parts, Sequence) and not set(users) & set(parts):
             raise SettingError(
-                f"{name} in [trained] is of {' and '.join(users)}, and only {', '.join(parts)} is trained; add one of "
-                f"them to the parts, or leave {name} out"
+                f"{name} is of {' and '.join(users)}, and only {', '.join(parts)} is trained; train {users[0]} as well "
+                f"(--trained, or parts in [trained]), or leave {name} out"
             )
     return table
 

@@ -39,8 +39,12 @@ class RunFolder:
         differing = self._differing(settings)
         if differing and not overwrite:
             what = ", ".join(map(_in_words, differing))
+            there = (before or {}).get("recipe")
+            changed = _what_differs(there, settings.get("recipe")) if "recipe" in differing else []
+            how = f" ({'; '.join(changed[:5])})" if changed else ""
             raise OutputError(
-                f"{self.path} holds a run that differs in {what}; choose another folder, or replace it with --overwrite"
+                f"{self.path} holds a run that differs in {what}{how}; choose another folder, or replace it with "
+                "--overwrite"
             )
 
     def finished(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -117,6 +121,21 @@ class RunFolder:
             ) from None
         except OSError:  # a network share without locks
             self.release()
+
+
+def _what_differs(before: Any, now: Any, path: str = "") -> list[str]:
+    """The places in nested settings where two runs differ, with both values where they are short."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        names = dict.fromkeys([*before, *now])
+        return [
+            line
+            for name in names
+            for line in _what_differs(before.get(name), now.get(name), f"{path}.{name}" if path else str(name))
+        ]
+    if before == now:
+        return []
+    short = max(len(str(before)), len(str(now))) <= 40
+    return [f"{path} is {before} there and {now} here" if short else path]
 
 
 def _in_words(setting: str) -> str:
