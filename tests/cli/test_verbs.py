@@ -60,11 +60,14 @@ def test_models_says_how_to_get_weights_that_are_not_here(
 ) -> None:
     monkeypatch.setenv("PALPATE_HOME", str(tmp_path))
     text = _said(capsys, "models")
-    for words in ("lite-medsam", "Apache-2.0", "2304.12306", "palpate models get lite-medsam"):
+    for words in ("lite-medsam", "Apache-2.0", "2304.12306", "palpate models get"):
         assert words in text
-    (entry,) = json.loads(_said(capsys, "models", "--json"))["models"]
-    assert entry["weights"] is None
-    assert entry["prompts_trained"] == ["box"]
+    entries = json.loads(_said(capsys, "models", "--json"))["models"]
+    assert [entry["name"] for entry in entries] == ["lite-medsam", "lite-medsam-robust"]
+    for entry in entries:
+        assert entry["weights"] is None
+        assert entry["prompts_trained"] == ["box"]
+        assert entry["get"] == "palpate models get lite-medsam"  # the robust one is made of the same file
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from palpate.models import weights
-from palpate.models.catalogue import stored
+from palpate.models.catalogue import card, stored
 from palpate.models.lite_medsam import LiteMedSAM
-from palpate.models.promptable import ImageEmbedding, PromptBatch
+from palpate.models.promptable import ImageEmbedding, PromptableModel, PromptBatch
 
 pytestmark = [
     pytest.mark.weights,
@@ -93,3 +93,21 @@ def test_the_mask_of_a_box(model: LiteMedSAM, embedding: ImageEmbedding, disc: T
     mask = logits > 0
     assert abs(int(mask.sum()) - 6327) <= 2
     near(2 * (mask & disc).sum() / (mask.sum() + disc.sum()), 0.99412, within=1e-4)
+
+
+def test_the_robust_model_is_what_its_card_says_and_forgives_a_box_that_cuts(
+    model: LiteMedSAM, embedding: ImageEmbedding, disc: Tensor
+) -> None:
+    loaded = weights.load("lite-medsam-robust")
+    assert loaded.weights_hash == card("lite-medsam-robust").content_sha256
+    assert loaded.encoder_hash == weights.encoder_hash(model)  # what was encoded for one is good for the other
+    # A quarter of its length cut off at every side of the ellipse.
+    cut = PromptBatch(torch.tensor([0]), boxes=torch.tensor([[95.0, 110.0, 145.0, 150.0]]))
+
+    def dice(network: PromptableModel, batch: PromptBatch) -> float:
+        with torch.inference_mode():
+            mask = network.decode(embedding, batch).logits[0, 0] > 0
+        return float(2 * (mask & disc).sum() / (mask.sum() + disc.sum()))
+
+    assert dice(loaded.model, PromptBatch(torch.tensor([0]), boxes=torch.tensor([BOX]))) > 0.97
+    assert dice(loaded.model, cut) > dice(model, cut) + 0.1

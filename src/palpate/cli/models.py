@@ -166,7 +166,7 @@ def facts() -> list[dict[str, Any]]:
             "paper": card.paper,
             "arxiv": card.arxiv,
             "weights": str(stored(card.name)) if stored(card.name).is_file() else None,
-            "get": f"palpate models get {card.name}",
+            "get": f"palpate models get {card.origin.name}",
         }
         for card in CARDS
     ]

@@ -105,7 +105,10 @@ def _card(
         "data": {"intensity": _window(first)},
         "share": share,
         "averaged": [
-            {"name": each.card.name, "seed": each.card.seed, "recipe": each.card.recipe, "metrics": each.card.metrics}
+            {
+                name: getattr(each.card, name)
+                for name in ("name", "seed", "data", "recipe", "metrics", "versions", "command")
+            }
             for each in made
         ],
     }

