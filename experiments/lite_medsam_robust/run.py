@@ -204,12 +204,24 @@ def curve(rows: Sequence[Row]) -> list[float]:
     return found
 
 
+def numbers(rows: Sequence[Row]) -> list[float]:
+    """The curve, its mean, and the share of errors of tight boxes on tiny targets, in percent."""
+    tiny = [row for row in rows if row.protocol == "standard" and row.area <= 0.005]
+    errors = subject_values(tiny, "error")
+    mean_errors = 100 * float(np.mean([np.mean(list(v.values())) for v in errors.values()])) if errors else np.nan
+    values = curve(rows)
+    return [*values, float(np.mean(values)), mean_errors]
+
+
+def head(*names: str) -> str:
+    """The first two lines of a table of `numbers`."""
+    columns = [*names, *(f"{100 * box:+.0f} %" for box in BOXES), "robust", "tiny errors"]
+    return f"| {' | '.join(columns)} |\n" + "|---" * len(names) + "|---:" * (len(BOXES) + 2) + "|"
+
+
 def table(out: Path, split: str) -> str:
     """All that was measured, a line a road, share and round; and the means over rounds."""
-    lines = [
-        "| road | share | round | " + " | ".join(f"{100 * box:+.0f} %" for box in BOXES) + " | robust | tiny errors |"
-    ]
-    lines.append("|---" * 3 + "|---:" * (len(BOXES) + 2) + "|")
+    lines = [head("road", "share", "round")]
     found: dict[tuple[str, str], list[list[float]]] = {}
     for folder in sorted((out / split).iterdir()):
         if not (folder / "results.csv").is_file():
@@ -217,22 +229,17 @@ def table(out: Path, split: str) -> str:
         road, _, rest = folder.name.rpartition("-")
         share = rest if rest not in ROUNDS else ""
         road, _, round_ = road.rpartition("-") if share else (road, "", rest)
-        rows = read_run(folder).rows
-        tiny = [row for row in rows if row.protocol == "standard" and row.area <= 0.005]
-        errors = subject_values(tiny, "error")
-        mean_errors = 100 * float(np.mean([np.mean(list(v.values())) for v in errors.values()])) if errors else np.nan
-        values = curve(rows)
-        numbers = [*values, float(np.mean(values)), mean_errors]
-        found.setdefault((road, share), []).append(numbers)
-        lines.append(_line(road, share, round_, numbers))
+        here = numbers(read_run(folder).rows)
+        found.setdefault((road, share), []).append(here)
+        lines.append(_line(road, share, round_, here))
     for (road, share), many in found.items():
         if len(many) > 1:
             lines.append(_line(road, share, "mean", np.mean(many, axis=0).tolist()))
     return "\n".join(lines)
 
 
-def _line(road: str, share: str, round_: str, numbers: Sequence[float]) -> str:
-    return f"| {road} | {share or '–'} | {round_} | " + " | ".join(f"{number:.1f}" for number in numbers) + " |"
+def _line(road: str, share: str, round_: str, values: Sequence[float]) -> str:
+    return f"| {road} | {share or '–'} | {round_} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
 
 
 def _say(name: str):
