@@ -9,8 +9,6 @@ on where it stopped. Only public names of palpate are used.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from palpate.datasets import open_dataset
 from palpate.evaluation.measure import Plan
 from palpate.evaluation.protocols import protocol
 from palpate.evaluation.run import ModelChoice, evaluate
-from palpate.inference.processes import quick_memory, serve_parent
+from palpate.inference.processes import worker_pool
 from palpate.training.finetune import Event, finetune
 from palpate.training.recipe import read_recipe
 
@@ -94,8 +92,7 @@ def main() -> None:
     given = parser.parse_args()
     jobs = [Job(arm, seed) for seed in given.seeds for arm in given.arms if arm or seed == given.seeds[0]]
     train, test = given.only != "test", given.only != "train"
-    spawn = multiprocessing.get_context("spawn")
-    with quick_memory(), ProcessPoolExecutor(given.workers, mp_context=spawn, initializer=serve_parent) as pool:
+    with worker_pool(given.workers) as pool:
         for future in [pool.submit(do, job, given.data, given.out, train=train, test=test) for job in jobs]:
             print("done:", future.result(), flush=True)
 

@@ -45,8 +45,8 @@ CONDITIONS = {
     ("shrink", 0.15): "Shrink 15 %",
     ("shrink", 0.25): "Shrink 25 %",
 }
-LEFT_OUT = {("medscribble", "ACDC__patient056")}
-"""A test image of a person whose other images, under another data set, are in `train`."""
+LEFT_OUT = {"medscribble/ACDC__patient056"}
+"""The subject of a test image whose other images, under another data set, are in `train`."""
 
 TABLE_1 = (("standard", 0.0), ("expansion", 0.1), ("shrink", 0.1))
 
@@ -81,9 +81,7 @@ def read_arms(out: Path) -> list[Arm]:
                 continue
             seed = 0 if name == "released" else int(folder.name.rpartition("-")[2])
             seeds.append(seed)
-            rows += [
-                replace(row, seed=seed) for row in read_run(folder).rows if (row.dataset, row.case) not in LEFT_OUT
-            ]
+            rows += [replace(row, seed=seed) for row in read_run(folder).rows if row.subject not in LEFT_OUT]
         if rows:
             arms.append(Arm(name, tuple(rows), tuple(seeds)))
     return arms

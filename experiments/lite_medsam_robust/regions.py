@@ -86,11 +86,11 @@ def agreed(session: palpate.Session, pixels: np.ndarray, candidates: Sequence[np
     return labels
 
 
-def write(data: Path, out: Path, *, cache: Path | None = None) -> int:
-    """Fill OUT; how many regions were found. A finished OUT stays as it is."""
+def write(data: Path, out: Path, *, cache: Path | None = None) -> int | None:
+    """Fill OUT; how many regions were found. A finished OUT stays as it is, and the answer is None."""
     manifest = out / "manifest.csv"
     if manifest.is_file():
-        return 0
+        return None
     for name in ("images", "labels"):
         (out / name).mkdir(parents=True, exist_ok=True)
     with (data / "manifest.csv").open(encoding="utf-8", newline="") as stream:
@@ -115,7 +115,7 @@ def write(data: Path, out: Path, *, cache: Path | None = None) -> int:
             if not labels.any():
                 continue
             found += int(labels.max())
-            name = f"{case.dataset}-{Path(case.name).name}-{sight.scene.z}.png".replace("/", "-")
+            name = f"{case.dataset}-{case.name}-{sight.scene.z}.png".replace("/", "-")
             Picture.fromarray(sight.pixels).save(out / "images" / name)
             Picture.fromarray(labels).save(out / "labels" / name)
             rows.append(
@@ -166,7 +166,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder to fill")
     parser.add_argument("--cache", type=Path, help="the folder of kept embeddings")
     given = parser.parse_args()
-    print(f"{write(given.data, given.out, cache=given.cache)} regions; {given.out / 'manifest.csv'}")
+    found = write(given.data, given.out, cache=given.cache)
+    print("there already:" if found is None else f"{found} regions:", given.out / "manifest.csv")
 
 
 if __name__ == "__main__":

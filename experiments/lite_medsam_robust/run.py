@@ -12,9 +12,7 @@ sets. Everything can be interrupted; the same command goes on. Only public names
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from palpate.evaluation.results import some_cases
 from palpate.evaluation.run import ModelChoice, evaluate
 from palpate.evaluation.statistics import subject_values
 from palpate.evaluation.table import Row, read_run
-from palpate.inference.processes import quick_memory, serve_parent
+from palpate.inference.processes import worker_pool
 from palpate.models.averaging import average
 from palpate.training.finetune import Event, finetune
 from palpate.training.recipe import read_recipe
@@ -193,15 +191,20 @@ def _trained(job: Job, data: Path, out: Path, *, left_out: Sequence[str]) -> Pat
     return finetune(recipe, folder, cache=out / "embeddings", device="cpu", threads=1, listener=_say(job.name)).adapter
 
 
-def curve(rows: Sequence[Row]) -> list[float]:
-    """The Dice at each of the seven boxes, in percent: the mean of data sets' means."""
-    found: list[float] = []
+def by_dataset(rows: Sequence[Row]) -> list[dict[str, float]]:
+    """For each of the seven boxes the Dice of every data set, in percent: the mean of its subjects' means."""
+    found: list[dict[str, float]] = []
     for severity in BOXES:
         name = "standard" if severity == 0 else "expansion" if severity > 0 else "shrink"
         here = [row for row in rows if row.protocol == name and row.severity == abs(severity)]
-        by_dataset = subject_values(here, "dice")
-        found.append(100 * float(np.mean([np.mean(list(values.values())) for values in by_dataset.values()])))
+        values = subject_values(here, "dice")
+        found.append({dataset: 100 * float(np.mean(list(each.values()))) for dataset, each in values.items()})
     return found
+
+
+def curve(rows: Sequence[Row]) -> list[float]:
+    """The Dice at each of the seven boxes, in percent: the mean of data sets' means."""
+    return [float(np.mean(list(each.values()))) for each in by_dataset(rows)]
 
 
 def numbers(rows: Sequence[Row]) -> list[float]:
@@ -238,6 +241,16 @@ def table(out: Path, split: str) -> str:
     return "\n".join(lines)
 
 
+def write_by_dataset(out: Path, split: str) -> None:
+    """Write SPLIT-by-dataset.csv into OUT: what the table averages over."""
+    lines = ["run,dataset," + ",".join(f"{box:+g}" for box in BOXES)]
+    for folder in sorted((out / split).iterdir()):
+        if (folder / "results.csv").is_file():
+            found = by_dataset(read_run(folder).rows)
+            lines += [f"{folder.name},{name}," + ",".join(f"{each[name]:.2f}" for each in found) for name in found[0]]
+    (out / f"{split}-by-dataset.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def _line(road: str, share: str, round_: str, values: Sequence[float]) -> str:
     return f"| {road} | {share or '–'} | {round_} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
 
@@ -251,7 +264,7 @@ def _say(name: str):
 
 
 def main() -> None:
-    """Do all jobs, several at a time, and print the table."""
+    """Do all jobs, several at a time, print the table and write what it averages over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a data set with the splits train, val, test and licences")
     parser.add_argument("out", type=Path, help="the folder for everything that is made")
@@ -270,17 +283,26 @@ def main() -> None:
     if not given.table:
         if any(ROADS.get(road, {}).get("data.path") == "regions" for road in given.roads):
             regions.write(given.data, given.out / "regions", cache=given.out / "embeddings")
-        jobs = [Job(road, name) for road in ("", *given.roads) for name in given.rounds]
-        spawn = multiprocessing.get_context("spawn")
-        with quick_memory(), ProcessPoolExecutor(given.workers, mp_context=spawn, initializer=serve_parent) as pool:
-            futures = [
-                pool.submit(
-                    do, job, given.data, given.out, split=given.split, cases=given.cases, shares=given.shares or SHARES
-                )
-                for job in jobs
-            ]
-            for future in futures:
-                print("done:", future.result(), flush=True)
+        # Averages come last: they need what the others train.
+        trained = [road for road in given.roads if road in ROADS]
+        for roads in (["", *trained], [road for road in given.roads if road in AVERAGES]):
+            with worker_pool(given.workers) as pool:
+                futures = [
+                    pool.submit(
+                        do,
+                        Job(road, name),
+                        given.data,
+                        given.out,
+                        split=given.split,
+                        cases=given.cases,
+                        shares=given.shares or SHARES,
+                    )
+                    for road in roads
+                    for name in given.rounds
+                ]
+                for future in futures:
+                    print("done:", future.result(), flush=True)
+    write_by_dataset(given.out, given.split)
     print(table(given.out, given.split))
 
 

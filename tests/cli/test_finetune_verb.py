@@ -101,7 +101,10 @@ def test_whoever_leaves_out_what_is_not_there_is_told(palpate: Run, tiny: object
         assert answer.status == 2
         assert "there is no data set 'retina'; there are: pictures" in answer.err
     other = palpate(*asked, "--val", "vla")
-    assert "no split 'vla'" in other.err or other.status == 0  # a folder has no splits to mistake
+    assert other.status == 2
+    assert "val: there is no split 'vla'; there are: none" in other.err
+    nothing = palpate(*asked, "--leave-out", "pictures")
+    assert (nothing.status, "is left to train on" in nothing.err) == (2, True)
 
 
 def test_a_run_that_differs_says_in_what(palpate: Run, tiny: object, pictures: Path) -> None:

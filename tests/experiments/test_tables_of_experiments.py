@@ -91,10 +91,18 @@ class TestFourArms:
         assert difference.split(" | ")[1].startswith("21.0 [21.0, 21.0]")
 
     def test_a_person_who_was_trained_on_is_left_out(self, tables: ModuleType, tmp_path: Path) -> None:
-        rows = [*people(("standard", 0.0), 0.5), row(dataset="medscribble", case="ACDC__patient056", dice=1.0)]
+        rows = [
+            *people(("standard", 0.0), 0.5),
+            row(dataset="medscribble", subject="medscribble/ACDC__patient056", dice=1),
+        ]
         written(tmp_path / "test" / "released", rows)
         (arm,) = tables.read_arms(tmp_path)
         assert {one.dataset for one in arm.rows} == {"ct", "mr"}
+
+    def test_whoever_is_left_out_is_in_the_test_split(self, tables: ModuleType, data_root: Path) -> None:
+        from palpate.datasets import open_dataset
+
+        assert tables.LEFT_OUT <= {case.subject for case in open_dataset(data_root, split="test")}
 
     def test_tiny_targets_are_the_tiny_ones(self, tables: ModuleType) -> None:
         tight = ("standard", 0.0)

@@ -110,3 +110,13 @@ def test_a_large_data_set_is_cut_to_so_many_cases_and_seeds_cut_it_elsewhere(tmp
         names.append([case.name for case in train])
     assert names[0] == names[1] != names[2]
     assert len(cases_for(DataRecipe(path=path), seed=0)[0]) == 32
+
+
+def test_cases_stay_in_the_order_of_the_manifest(tmp_path: Path) -> None:
+    rows = [f"{n}{i}.png,{n}{i}.png,{n}{i},train,{n}" for i in range(4) for n in ("mr", "ct")]
+    path = manifest(tmp_path, *rows, "v.png,v.png,v,val,ct")
+    wanted = [row.split(",")[2] for row in rows]
+    assert [case.subject for case in cases_for(DataRecipe(path=path), seed=0)[0]] == wanted
+    some = [case.subject for case in cases_for(DataRecipe(path=path, cases_per_dataset=2), seed=0)[0]]
+    assert some == [name for name in wanted if name in some]
+    assert len(some) == 4

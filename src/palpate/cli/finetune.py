@@ -189,7 +189,7 @@ def finetune(
             facts = {"run": str(made.folder), "adapter": str(made.adapter), "steps": made.steps}
             say_json({**facts, "card": asdict(made.card)})
         else:
-            say(_lines(made))
+            say(_lines(made, weights=chosen.weights))
 
 
 def parse_prompt(text: str) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def _recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
     return read_recipe(path, changes=changes)
 
 
-def _lines(made: Finetuned) -> list[tuple[str, str]]:
+def _lines(made: Finetuned, *, weights: str | None) -> list[tuple[str, str]]:
     after, before = (made.card.metrics.get(name, {}) for name in ("val_dice", "val_dice_before"))
     lines = [("adapter", f"{made.adapter} ({size_text(made.adapter.stat().st_size)})")]
     if "mean" in after and "mean" in before:
@@ -329,7 +329,6 @@ def _lines(made: Finetuned) -> list[tuple[str, str]]:
     if (made.folder / "overlays").is_dir():
         lines.append(("samples", str(made.folder / "overlays")))
     adapter = shlex.quote(str(made.adapter))
-    weights = made.card.recipe.get("weights")
     own = f"--weights {shlex.quote(str(weights))} " if weights else ""
     lines.append(("use it", f"palpate predict IMAGE --box X0 Y0 X1 Y1 {own}--adapter {adapter} -o MASK"))
     return lines

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 
@@ -50,3 +51,23 @@ def quick_memory() -> Generator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def worker_pool(workers: int) -> Generator[ProcessPoolExecutor]:
+    """Worker processes for as long as the block lasts. When it ends by Ctrl-C or an error, so do they, at once."""
+    others = set(multiprocessing.active_children())
+    # A fork of a process that has run torch may hang.
+    context = multiprocessing.get_context("spawn")
+    with quick_memory():
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=serve_parent)
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+                child.join()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -106,8 +106,8 @@ def _card(
         "share": share,
         "averaged": [
             {
-                name: getattr(each.card, name)
-                for name in ("name", "seed", "data", "recipe", "metrics", "versions", "command")
+                key: getattr(each.card, key)
+                for key in ("name", "seed", "data", "recipe", "metrics", "versions", "command")
             }
             for each in made
         ],

@@ -58,12 +58,13 @@ def cases_for(data: DataRecipe, *, seed: int) -> tuple[list[Case], list[Case]]:
 
 def _some(cases: Sequence[Case], most: int | None, seed: int) -> list[Case]:
     """At most so many cases of each data set, in their order."""
-    kept: list[Case] = []
-    for name in dict.fromkeys(case.dataset for case in cases):
-        own = [case for case in cases if case.dataset == name]
-        order = rng_for(seed, "cases", name).permutation(len(own))[:most]
-        kept += [own[i] for i in sorted(order.tolist())]
-    return kept
+    places: dict[str, list[int]] = {}
+    for place, case in enumerate(cases):
+        places.setdefault(case.dataset, []).append(place)
+    kept: list[int] = []
+    for name, own in places.items():
+        kept += [own[i] for i in rng_for(seed, "cases", name).permutation(len(own))[:most].tolist()]
+    return [cases[place] for place in sorted(kept)]
 
 
 def _check_exist(key: str, wanted: Sequence[str], there: set[str], kind: str) -> None:
