@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+from concurrent.futures import Future
 
 import pytest
 
@@ -12,11 +13,17 @@ from palpate.inference.processes import worker_pool
 def test_an_interrupt_ends_the_workers_and_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     before = set(multiprocessing.active_children())
-    with pytest.raises(KeyboardInterrupt), worker_pool(1) as pool:
-        assert pool.submit(os.getenv, "OMP_WAIT_POLICY").result() == "PASSIVE"
-        assert set(multiprocessing.active_children()) - before
-        jobs = [pool.submit(time.sleep, 600) for _ in range(4)]
-        raise KeyboardInterrupt
+    jobs: list[Future[None]] = []
+
+    def interrupted() -> None:
+        with worker_pool(1) as pool:
+            assert pool.submit(os.getenv, "OMP_WAIT_POLICY").result() == "PASSIVE"
+            assert set(multiprocessing.active_children()) - before
+            jobs.extend(pool.submit(time.sleep, 600) for _ in range(4))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not set(multiprocessing.active_children()) - before
     assert jobs[-1].cancelled()
     assert "OMP_WAIT_POLICY" not in os.environ
