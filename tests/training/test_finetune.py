@@ -349,7 +349,9 @@ class TestTheFolder:
         self, done: Finetuned, recipe_of: RecipeOf, tmp_path: Path
     ) -> None:
         before = contents(done.folder)
-        with pytest.raises(OutputError, match="differs in its recipe; choose another folder"):
+        with pytest.raises(
+            OutputError, match=r"differs in its recipe \(seed is 0 there and 1 here\); choose another folder"
+        ):
             run(recipe_of(epochs=1, seed=1, validation=SMALL_VALIDATION), done.folder, cache=tmp_path / "cache")
         assert contents(done.folder) == before
         assert EmbeddingCache(tmp_path / "cache").use().embeddings == 0
