@@ -374,7 +374,7 @@ class TestTargets:
         mask = disk(shape, centre=(across * (shape[1] - 1), down * (shape[0] - 1)), radius=min(shape) / 4)
         home = frame.image(frame.target(mask) - 0.5, shape) > 0
         for found, true in zip(np.nonzero(home), np.nonzero(mask), strict=True):
-            # Half a pixel of the coarser of the two grids; of an object that lies within a cell, the place is rounded too.
+            # Half a pixel of the coarser of the two grids; the place of an object within a cell is rounded, too.
             cell = max(1, max(shape) / mask_size)
             assert abs(found.mean() - true.mean()) < 0.5 * cell + (min(shape) / 4 < cell)
 
