@@ -93,7 +93,7 @@ class TestFourArms:
     def test_a_person_who_was_trained_on_is_left_out(self, tables: ModuleType, tmp_path: Path) -> None:
         rows = [
             *people(("standard", 0.0), 0.5),
-            row(dataset="medscribble", subject="medscribble/ACDC__patient056", dice=1),
+            row(dataset="medscribble", subject="medscribble/ACDC__patient056", dice=1.0),
         ]
         written(tmp_path / "test" / "released", rows)
         (arm,) = tables.read_arms(tmp_path)
