@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
+from PIL import Image as Picture
 
 from palpate.errors import PromptError
 from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble
@@ -31,24 +32,40 @@ class CanvasPrompt:
 
 @dataclass(frozen=True)
 class Frame:
-    """A square canvas that the image fills from the top left, its longest side resized to `size`, zeros beyond.
+    """A square canvas, how an image is put on it, and how prompts and masks travel.
 
-    Resampling averages over area (OpenCV's INTER_AREA rule, also when enlarging); intensities are stretched
-    to [0, 1] over the resized image and all its channels, before the padding. That is the preprocessing of LiteMedSAM
-    (the CVPR 2024 MedSAM-on-Laptop baseline).
+    The default is LiteMedSAM's (the CVPR 2024 MedSAM-on-Laptop baseline): the image fills the canvas from the top left,
+    its longest side resized to `size`, zeros beyond; intensities are stretched to [0, 1] over the resized image and
+    all its channels, before the padding.
 
     - `size`: side of the canvas in pixels.
-    - `mask_size`: side of the mask prompts that the prompt encoder takes, in pixels.
+    - `mask_size`: side of the masks that the prompt encoder takes and that training compares with, in pixels.
     - `box_rounding`: `truncate` cuts box corners to whole canvas pixels, as LiteMedSAM's inference does, so that
       masks agree with the reference; `none` keeps the exact position.
+    - `fit`: `longest-side` keeps the shape of the image; `stretch` fills the whole canvas with it (MedSAM, SAM 2).
+    - `resampling`: `area` averages over area (OpenCV's INTER_AREA rule, also when enlarging); `bilinear` is Pillow's
+      (SAM; what SAM 2 does to float values differs by the rounding); `cubic` smooths before it shrinks and goes through
+      cubic splines, as scikit-image's `resize` of order 3 with anti-aliasing (MedSAM).
+    - `intensities`: `min-max` is the stretch to [0, 1]; `imagenet` subtracts the mean colour of ImageNet and divides
+      by its deviation (SAM, SAM 2).
+    - `coordinates`: `centres` maps centres of pixels to where they come to lie; `scaled` multiplies positions by
+      the resize factor and no more, as SAM, MedSAM and SAM 2 do (up to half a canvas pixel beside it).
+    - `interpolate`: what is brought home bilinearly, the logits or, as MedSAM does, their probabilities.
     """
 
     size: int = 256
     mask_size: int = 256
     box_rounding: Literal["truncate", "none"] = "truncate"
+    fit: Literal["longest-side", "stretch"] = "longest-side"
+    resampling: Literal["area", "bilinear", "cubic"] = "area"
+    intensities: Literal["min-max", "imagenet"] = "min-max"
+    coordinates: Literal["centres", "scaled"] = "centres"
+    interpolate: Literal["logits", "probabilities"] = "logits"
 
     def content_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the canvas that an image of `shape` (rows, columns) covers."""
+        if self.fit == "stretch":
+            return self.size, self.size
         scale = self.size / max(shape)
         rows, columns = (max(1, math.floor(extent * scale + 0.5)) for extent in shape)
         return rows, columns
@@ -60,9 +77,13 @@ class Frame:
         if pixels.ndim == 2:
             pixels = pixels[..., None]
         rows, columns = self.content_shape((pixels.shape[0], pixels.shape[1]))
-        resized = resize_area(pixels, rows, columns).astype(np.float32)
-        low, high = resized.min(), resized.max()
-        resized = (resized - low) / max(float(high - low), 1e-8)
+        resize = {"area": resize_area, "bilinear": _resize_bilinear, "cubic": _resize_cubic}[self.resampling]
+        resized = resize(pixels, rows, columns).astype(np.float32)
+        if self.intensities == "min-max":
+            low, high = resized.min(), resized.max()
+            resized = (resized - low) / max(float(high - low), 1e-8)
+        else:
+            resized = (resized / np.float32(255) - _IMAGENET_MEAN) / _IMAGENET_DEVIATION
         canvas = np.zeros((3, self.size, self.size), dtype=np.float32)
         canvas[:, :rows, :columns] = np.moveaxis(resized, -1, 0)
         return canvas
@@ -123,52 +144,106 @@ class Frame:
         What logits are compared with in training. A share and not a yes or no, so that a border between two cells
         is learned where it is.
         """
-        rows, columns = self.content_shape((mask.shape[0], mask.shape[1]))
-        rows, columns = (max(1, extent * self.mask_size // self.size) for extent in (rows, columns))
-        grid = np.zeros((self.mask_size, self.mask_size), dtype=np.float32)
-        grid[:rows, :columns] = resize_area(mask.astype(np.uint8)[..., None] * 255, rows, columns)[..., 0] / 255
-        return grid
+        return self._coverage(mask)
 
     def image(
         self, logits: Float[np.ndarray, "size size"], shape: tuple[int, int]
     ) -> Float32[np.ndarray, "row column"]:
-        """Logits on the pixels of an image of `shape` (rows, columns), bilinear between pixel centres."""
+        """Logits on the pixels of an image of `shape` (rows, columns), bilinear between pixel centres.
+
+        A decoder may answer on a coarser grid than the canvas (SAM: 256 for 1024). If there is padding, its logits are
+        brought to the canvas first and the padding is cut off there, where its edge is a whole number; if there is
+        none, they go straight to the image. Both as in the models' own code.
+        """
         rows, columns = self.content_shape(shape)
+        content = logits.astype(np.float32, copy=False)
+        if self.interpolate == "probabilities":
+            content = 1 / (1 + np.exp(-content.clip(-30, 30)))
         side = logits.shape[-1]
-        # A decoder may answer on a coarser grid than the canvas (SAM: 256 for 1024); the content shrinks alike.
-        rows, columns = max(1, rows * side // self.size), max(1, columns * side // self.size)
-        content = logits[:rows, :columns].astype(np.float32, copy=False)
-        return _bilinear_weights(rows, shape[0]) @ content @ _bilinear_weights(columns, shape[1]).T
+        if self.fit == "stretch":
+            home = _bilinear_weights(side, shape[0]) @ content @ _bilinear_weights(side, shape[1]).T
+        elif side == self.size:
+            down, across = _bilinear_weights(rows, shape[0]), _bilinear_weights(columns, shape[1])
+            home = down @ content[:rows, :columns] @ across.T
+        else:
+            down, across = (_through_canvas(side, self.size, *ends) for ends in ((rows, shape[0]), (columns, shape[1])))
+            home = down @ content @ across.T
+        if self.interpolate == "probabilities":
+            home = home.clip(1e-13, 1 - 1e-7)
+            home = np.log(home / (1 - home))
+        return home.astype(np.float32, copy=False)
 
     def _box(self, box: Box, shape: tuple[int, int]) -> Float32[np.ndarray, "4"]:
         corners = np.array([box.x_min, box.y_min, box.x_max, box.y_max], dtype=np.float64)
         if self.box_rounding == "truncate":
-            return np.trunc(corners * (self.size / max(shape))).astype(np.float32)
+            y_scale, x_scale = self._scales(shape)
+            return np.trunc(corners * [x_scale, y_scale, x_scale, y_scale]).astype(np.float32)
         (x_min, y_min), (x_max, y_max) = self._points(((box.x_min, box.y_min), (box.x_max, box.y_max)), shape)
         return np.array([x_min, y_min, x_max, y_max], dtype=np.float32)
 
     def _points(self, coordinates: Sequence[tuple[float, float]], shape: tuple[int, int]) -> list[tuple[float, float]]:
+        if self.coordinates == "scaled":
+            y_scale, x_scale = self._scales(shape)
+            return [(x * x_scale, y * y_scale) for x, y in coordinates]
         # Edges of the image map to edges of the content, so centres of pixels sit half a pixel inside both.
         rows, columns = self.content_shape(shape)
         y_scale, x_scale = rows / shape[0], columns / shape[1]
         return [((x + 0.5) * x_scale - 0.5, (y + 0.5) * y_scale - 0.5) for x, y in coordinates]
 
+    def _scales(self, shape: tuple[int, int]) -> tuple[float, float]:
+        """How much rows and columns grow; of a `longest-side` fit both by the same, before any rounding of sizes."""
+        if self.fit == "stretch":
+            return self.size / shape[0], self.size / shape[1]
+        return self.size / max(shape), self.size / max(shape)
+
     def _mask(self, prompt: MaskPrompt, shape: tuple[int, int]) -> Float32[np.ndarray, "1 row column"]:
-        rows, columns = self.content_shape(shape)
-        rows, columns = (
-            max(1, rows * self.mask_size // self.size),
-            max(1, columns * self.mask_size // self.size),
-        )
-        coverage = resize_area(prompt.mask.astype(np.uint8)[..., None] * 255, rows, columns)[..., 0] / 255
-        canvas = np.full((1, self.mask_size, self.mask_size), -MASK_PROMPT_LOGIT, dtype=np.float32)
-        canvas[0, :rows, :columns] = (2 * coverage - 1) * MASK_PROMPT_LOGIT
-        return canvas
+        return ((2 * self._coverage(prompt.mask) - 1) * MASK_PROMPT_LOGIT)[None]
+
+    def _coverage(self, mask: Bool[np.ndarray, "row column"]) -> Float32[np.ndarray, "mask_size mask_size"]:
+        """The share of each cell of the mask's grid that the mask covers."""
+        rows, columns = self.content_shape((mask.shape[0], mask.shape[1]))
+        canvas = np.zeros((self.size, self.size), dtype=np.uint8)
+        canvas[:rows, :columns] = resize_area(mask.astype(np.uint8)[..., None] * 255, rows, columns)[..., 0]
+        if self.mask_size != self.size:
+            canvas = resize_area(canvas[..., None], self.mask_size, self.mask_size)[..., 0]
+        return canvas.astype(np.float32) / 255
 
 
 MASK_PROMPT_LOGIT = 10.0
 """A mask prompt is given as logits: plus this inside, minus this outside, in between where a pixel is half covered."""
 
 LITE_MEDSAM_FRAME = Frame(size=256, mask_size=256, box_rounding="truncate")
+
+MEDSAM_FRAME = Frame(
+    size=1024,
+    mask_size=256,
+    box_rounding="none",
+    fit="stretch",
+    resampling="cubic",
+    coordinates="scaled",
+    interpolate="probabilities",
+)
+"""MedSAM (Ma et al. 2024): the image stretched to 1024 x 1024."""
+
+SAM_FRAME = Frame(
+    size=1024,
+    mask_size=256,
+    box_rounding="none",
+    resampling="bilinear",
+    intensities="imagenet",
+    coordinates="scaled",
+)
+"""SAM (Kirillov et al. 2023) and MobileSAM: the longest side 1024, ImageNet's colours, padded after that."""
+
+SAM2_FRAME = replace(SAM_FRAME, fit="stretch")
+"""SAM 2 (Ravi et al. 2024): stretched to 1024 x 1024."""
+
+MEDSAM2_FRAME = replace(SAM2_FRAME, size=512, mask_size=128)
+"""MedSAM2: SAM 2 at 512 x 512."""
+
+# As columns of three, so that grey images, which have one channel, come out with three.
+_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+_IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 
 def resize_area(
@@ -266,6 +341,38 @@ def _enlarging_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray
     left = np.minimum(left, size_in - 1)
     weights = [np.rint(part * 2048).astype(np.int32) for part in (1 - share, share)]
     return left, np.minimum(left + 1, size_in - 1), weights[0], weights[1]
+
+
+def _resize_bilinear(
+    pixels: UInt8[np.ndarray, "row column channel"], rows: int, columns: int
+) -> UInt8[np.ndarray, "rows columns channel"]:
+    planes = [Picture.fromarray(pixels[..., i]) for i in range(pixels.shape[2])]
+    resized = [plane.resize((columns, rows), Picture.Resampling.BILINEAR) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in resized], axis=-1)
+
+
+def _resize_cubic(
+    pixels: UInt8[np.ndarray, "row column channel"], rows: int, columns: int
+) -> UInt8[np.ndarray, "rows columns channel"]:
+    from scipy import ndimage
+
+    factors = np.array([pixels.shape[0] / rows, pixels.shape[1] / columns])
+    sigma = np.maximum(0, (factors - 1) / 2)
+    planes: list[np.ndarray] = []
+    for i in range(pixels.shape[2]):
+        plane = pixels[..., i].astype(np.float64)
+        if sigma.any():
+            plane = ndimage.gaussian_filter(plane, sigma, mode="mirror")
+        resized = ndimage.zoom(plane, 1 / factors, order=3, mode="mirror", grid_mode=True)
+        # A spline overshoots at edges; scikit-image keeps to the range of its input, and MedSAM cuts off fractions.
+        planes.append(resized.clip(pixels[..., i].min(), pixels[..., i].max()))
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+@lru_cache(maxsize=32)
+def _through_canvas(side: int, canvas: int, content: int, size_out: int) -> Float32[np.ndarray, "size_out side"]:
+    """From a decoder's grid to the canvas, of which the content is kept, and on to the image, as one matrix."""
+    return _bilinear_weights(content, size_out) @ _bilinear_weights(side, canvas)[:content]
 
 
 @lru_cache(maxsize=32)
