@@ -66,11 +66,13 @@ class MaskPrediction:
     """What a decoder says about each object, on the model's canvas.
 
     `logits` (object, mask, row, column): positive inside. `predicted_iou` (object, mask): the model's own estimate of
-    its overlap with the truth; not clipped to [0, 1], because the networks do not clip it.
+    its overlap with the truth; not clipped to [0, 1], because the networks do not clip it. `object_logits` (object,):
+    above 0 where there is an object at all, from models that say so (SAM 2), else None.
     """
 
     logits: Array
     predicted_iou: Array
+    object_logits: Array | None = None
 
 
 @runtime_checkable
