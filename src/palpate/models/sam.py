@@ -152,36 +152,75 @@ class SamPromptDecoder(nn.Module):
 
         The plain computation, for export: nothing is checked and everything is computed at once. Use `decode`.
         """
+        sparse, dense = self.prompt_embeddings(boxes=boxes, points=points, point_labels=point_labels, masks=masks)
+        logits, ious, _ = self.answer(features, sparse, dense, multimask_output=multimask_output)
+        return logits, ious
+
+    def prompt_embeddings(
+        self,
+        *,
+        boxes: Float[Tensor, "object 4"] | None = None,
+        points: Float[Tensor, "object point 2"] | None = None,
+        point_labels: Int[Tensor, "object point"] | None = None,
+        masks: Float[Tensor, "object 1 mask_row mask_column"] | None = None,
+    ) -> tuple[Float[Tensor, "object prompt_token channel"] | None, Float[Tensor, "any_object channel row column"]]:
+        """Prompts as tokens (None without box and points) and as what is added to the image embedding.
+
+        The latter is that of the masks, or the same for all objects (`any_object` is 1 then) where there are none.
+        """
         # transformers wants (batch, prompts of that batch entry, ...). Its dense embedding has no second axis, so with
         # several prompts an entry they would share one mask; with one prompt an entry, each object keeps its own.
         # Positions stay in full precision: in bfloat16 a coordinate would be off by half a pixel of a 256 canvas.
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(self.no_mask.device.type, enabled=False):
             sparse, dense = self.prompt_encoder(
                 input_points=None if points is None else points[:, None],
                 input_labels=None if point_labels is None else point_labels[:, None],
                 input_boxes=None if boxes is None else boxes[:, None],
                 input_masks=masks,
             )
+        return (None if sparse is None else sparse[:, 0]), dense
+
+    def answer(
+        self,
+        features: Float[Tensor, "object channel row column"],
+        sparse: Float[Tensor, "object prompt_token channel"] | None,
+        dense: Float[Tensor, "any_object channel row column"],
+        *,
+        multimask_output: bool = False,
+        first: Float[Tensor, "1 channel"] | None = None,
+    ) -> tuple[
+        Float[Tensor, "object mask mask_row mask_column"],
+        Float[Tensor, "object mask"],
+        Float[Tensor, "object channel"] | None,
+    ]:
+        """Logits and predicted IoU from embedded prompts, and what became of the token `first`, if there is one.
+
+        That token stands before all others and asks for something of its own (whether there is an object at all, as
+        in SAM 2).
+        """
+        with torch.autocast(features.device.type, enabled=False):
             positions = self.grid_positions()
-        tokens, cells = self._attended(features + dense, sparse, positions)
+        tokens, cells = self._attended(features + dense, sparse, positions, first)
+        own, tokens = (None, tokens) if first is None else (tokens[:, 0], tokens[:, 1:])
         wanted = slice(1, None) if multimask_output else slice(0, 1)
         logits = self._masks(cells, tokens[:, 1 : 1 + self.mask_decoder.num_mask_tokens][:, wanted], wanted)
-        return logits, self.mask_decoder.iou_prediction_head(tokens[:, 0])[:, wanted]
+        return logits, self.mask_decoder.iou_prediction_head(tokens[:, 0])[:, wanted], own
 
     def _attended(
         self,
         features: Float[Tensor, "object channel row column"],
-        sparse: Float[Tensor, "object 1 prompt_token channel"] | None,
+        sparse: Float[Tensor, "object prompt_token channel"] | None,
         positions: Float[Tensor, "1 channel row column"],
+        first: Float[Tensor, "1 channel"] | None,
     ) -> tuple[Float[Tensor, "object token channel"], Float[Tensor, "object cell channel"]]:
         """What the two-way transformer makes of the tokens (IoU, masks, prompts) and of the image's cells."""
         decoder = self.mask_decoder
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = own[None, None].expand(len(features), -1, -1, -1)
+        own = torch.cat([*([] if first is None else [first]), decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = own[None].expand(len(features), -1, -1)
         if sparse is not None:  # a mask prompt alone is no token
-            tokens = torch.cat([tokens, sparse.to(own.dtype)], dim=2)
+            tokens = torch.cat([tokens, sparse.to(own.dtype)], dim=1)
         tokens, cells = decoder.transformer(
-            point_embeddings=tokens,
+            point_embeddings=tokens[:, None],
             image_embeddings=features,
             image_positional_embeddings=positions.expand(len(features), -1, -1, -1),
             attention_similarity=None,
