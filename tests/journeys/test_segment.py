@@ -201,7 +201,9 @@ def test_an_interrupt_in_the_middle_of_a_volume_leaves_nothing(tmp_path: Path) -
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, said.decode()
+    # Python dies of the signal itself, which a shell calls 130 as well, if it came while text was being executed, as
+    # dataclasses and named tuples do when they are imported.
+    assert process.returncode in (130, -signal.SIGINT), said.decode()
     assert b"nothing was written" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.nii"]
 
