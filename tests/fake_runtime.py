@@ -44,7 +44,10 @@ class FakeRuntime:
         self.encodes += len(canvas)
         return ImageEmbedding(canvas.copy())
 
-    def decode(self, embedding: ImageEmbedding, prompts: PromptBatch) -> MaskPrediction:
+    def decode(
+        self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False
+    ) -> MaskPrediction:
+        assert not multimask_output  # its answer is one; a model with three is in tests/tiny_networks.py
         self.batches.append(prompts)
         side = self.frame.size
         logits = np.full((len(prompts), 1, side, side), -INSIDE, dtype=np.float32)

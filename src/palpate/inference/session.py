@@ -338,13 +338,19 @@ class Session:
         ]
 
     def _answers(self, z: int, prompts: Sequence[CanvasPrompt]) -> list[Answer]:
-        """Logits on the canvas and predicted IoU of each prompt; prompts of the same parts decode as one batch."""
+        """Logits on the canvas and predicted IoU of each prompt; prompts of the same parts decode as one batch.
+
+        Of several candidates (`PromptSupport.best_of_three`) it is the one with the highest predicted IoU.
+        """
         embedding = self._embedding(z)
         answers: dict[int, Answer] = {}
         for members in alike(prompts):
-            prediction = self.runtime.decode(embedding, batch_of([prompts[i] for i in members]))
-            for i, logits, iou in zip(members, prediction.logits, prediction.predicted_iou, strict=True):
-                answers[i] = Answer(logits[0], float(iou[0]))
+            several = self.runtime.prompts.best_of_three and _is_a_lone_point(prompts[members[0]])
+            batch = batch_of([prompts[i] for i in members])
+            prediction = self.runtime.decode(embedding, batch, multimask_output=several)
+            for i, logits, ious in zip(members, prediction.logits, prediction.predicted_iou, strict=True):
+                best = int(np.argmax(ious))
+                answers[i] = Answer(logits[best], float(ious[best]))
         return [answers[i] for i in range(len(prompts))]
 
     def _provenance(self, scene: _Scene, overlap: str, *, until_end: bool) -> Provenance:
@@ -405,6 +411,10 @@ def load(
     name = card.name if made is None else f"{card.name} + {made.name}"
     runtime = TorchRuntime(loaded.model, name, loaded.weights_hash, loaded.encoder_hash, loaded.prompts, chosen)
     return Session(runtime, cache=cache, intensity=None if made is None else _trained_with(made))
+
+
+def _is_a_lone_point(prompt: CanvasPrompt) -> bool:
+    return prompt.box is None and prompt.mask is None and prompt.points is not None and len(prompt.points) == 1
 
 
 def _trained_with(made: AdapterCard) -> Intensity | None:

@@ -9,15 +9,18 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palpate.errors import UnknownModel
-from palpate.models.frame import LITE_MEDSAM_FRAME, Frame
+from palpate.models.frame import LITE_MEDSAM_FRAME, MEDSAM_FRAME, SAM_FRAME, Frame
 from palpate.models.promptable import PromptableModel, PromptKind, PromptSupport, WeightsSource
 
 if TYPE_CHECKING:
     from palpate.models.lite_medsam import LiteMedSAM
+    from palpate.models.mobile_sam import MobileSAM
+    from palpate.models.sam_vit import SAM, Size
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,18 @@ def _lite_medsam() -> "LiteMedSAM":
     return LiteMedSAM.untrained(LITE_MEDSAM_FRAME)
 
 
+def _sam(size: "Size", frame: Frame) -> "SAM":
+    from palpate.models.sam_vit import SAM
+
+    return SAM.untrained(frame, size=size)
+
+
+def _mobile_sam() -> "MobileSAM":
+    from palpate.models.mobile_sam import MobileSAM
+
+    return MobileSAM.untrained(SAM_FRAME)
+
+
 def _from_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
     from palpate.models.sam import from_segment_anything
 
@@ -96,6 +111,18 @@ def _from_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
 
 def _to_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
     from palpate.models.sam import to_segment_anything
+
+    return to_segment_anything(state)
+
+
+def _vit_from_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
+    from palpate.models.sam_vit import from_segment_anything
+
+    return from_segment_anything(state)
+
+
+def _vit_to_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
+    from palpate.models.sam_vit import to_segment_anything
 
     return to_segment_anything(state)
 
@@ -155,6 +182,69 @@ LITE_MEDSAM = ModelCard(
     arxiv="2304.12306",
 )
 
+SAM_PROMPTS = PromptSupport(trained=("box", "points"), accepted=("scribble", "mask"), best_of_three=True)
+"""What SAM takes. A scribble becomes points; mask prompts were the network's own earlier answers in training."""
+
+SAM_VIT_B = ModelCard(
+    name="sam-vit-b",
+    summary="Segment Anything, the small one of three; boxes and points, trained on photographs",
+    parameters=93_735_472,
+    build=partial(_sam, "vit-b", SAM_FRAME),
+    frame=SAM_FRAME,
+    prompts=SAM_PROMPTS,
+    layout="sam-vit-b",
+    rename=_vit_from_segment_anything,
+    restore=_vit_to_segment_anything,
+    weights=WeightsSource(
+        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        size_bytes=375_042_383,
+        file="sam_vit_b_01ec64.pth",
+        address="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+    ),
+    content_sha256=None,
+    licence="Apache-2.0",
+    paper="Kirillov et al.: Segment anything. ICCV 2023",
+    arxiv="2304.02643",
+)
+
+MEDSAM = replace(
+    SAM_VIT_B,
+    name="medsam",
+    summary="SAM ViT-B trained on 1.5 million medical image-mask pairs; boxes on 2D images of any modality",
+    build=partial(_sam, "vit-b", MEDSAM_FRAME),
+    frame=MEDSAM_FRAME,
+    prompts=PromptSupport(trained=("box",), through_boxes=("points", "scribble", "mask")),
+    weights=WeightsSource(
+        sha256="34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74",
+        size_bytes=375_049_145,
+        file="medsam_vit_b.pth",
+        address="https://drive.google.com/drive/folders/1ETWmi4AiniJeWOt6HAsYgTjYv_fkgzoN",
+    ),
+    paper="Ma, He, Li, Han, You, Wang: Segment anything in medical images. Nature Communications 15, 654 (2024)",
+    arxiv="2304.12306",
+)
+
+MOBILE_SAM = replace(
+    SAM_VIT_B,
+    name="mobile-sam",
+    summary="SAM ViT-H distilled into a small encoder; boxes and points, without a GPU",
+    parameters=9_808_452,
+    build=_mobile_sam,
+    layout="mobile-sam",
+    rename=_from_segment_anything,
+    restore=_to_segment_anything,
+    weights=WeightsSource(
+        sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        size_bytes=40_728_226,
+        file="mobile_sam.pt",
+        address="https://github.com/ChaoningZhang/MobileSAM/blob/master/weights/mobile_sam.pt",
+    ),
+    paper="Zhang et al.: Faster segment anything: towards lightweight SAM for mobile applications (2023)",
+    arxiv="2306.14289",
+    unused=tuple(f"image_encoder.{head}.{kind}" for head in ("norm_head", "head") for kind in ("weight", "bias")),
+)
+"""The four unused tensors are those of the classifier that its TinyViT came with."""
+
 CARDS: tuple[ModelCard, ...] = (
     LITE_MEDSAM,
     adapted(
@@ -163,6 +253,37 @@ CARDS: tuple[ModelCard, ...] = (
         name="lite-medsam-robust",
         summary="LiteMedSAM that forgives boxes drawn too tight; its mask decoder was taught by palpate",
         content_sha256="72ff961c1aadc65fd888656fa088b6976b17416be9e96c4f6c0e81543e4cc7e6",
+    ),
+    MEDSAM,
+    MOBILE_SAM,
+    SAM_VIT_B,
+    replace(
+        SAM_VIT_B,
+        name="sam-vit-l",
+        summary="Segment Anything, the middle one of three; boxes and points, trained on photographs",
+        parameters=312_342_832,
+        build=partial(_sam, "vit-l", SAM_FRAME),
+        layout="sam-vit-l",
+        weights=WeightsSource(
+            sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+            size_bytes=1_249_524_607,
+            file="sam_vit_l_0b3195.pth",
+            address="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth",
+        ),
+    ),
+    replace(
+        SAM_VIT_B,
+        name="sam-vit-h",
+        summary="Segment Anything, the large one of three; boxes and points, trained on photographs",
+        parameters=641_090_608,
+        build=partial(_sam, "vit-h", SAM_FRAME),
+        layout="sam-vit-h",
+        weights=WeightsSource(
+            sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+            size_bytes=2_564_550_879,
+            file="sam_vit_h_4b8939.pth",
+            address="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
+        ),
     ),
 )
 """Every model that palpate can build."""

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, scaled_dot_product_attention
 from transformers.models.sam.modeling_sam import SamLayerNorm
 
-from palpate.errors import ImageError
 from palpate.models.frame import Frame
 from palpate.models.promptable import Array, ImageEmbedding, MaskPrediction, PromptBatch
 from palpate.models.sam import SamPromptDecoder
@@ -260,9 +259,16 @@ class TinyViT(nn.Module):
 
     def forward(self, canvas: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image channel row column"]:
         """Features of each canvas, on a grid of (height / stride, width / stride)."""
+        return self.neck(self.stages(canvas)[-1])
+
+    def stages(
+        self, canvas: Float[Tensor, "image 3 height width"]
+    ) -> tuple[Float[Tensor, "image fourth row column"], Float[Tensor, "image fourth row column"]]:
+        """What the last stage but one and the last one give, on the grid of the features."""
         # Stored with the channels last, the convolutions run faster on a CPU and the attention stages need no copies.
         x = self.patch_embed(canvas.contiguous(memory_format=torch.channels_last))
-        return self.neck(self.layers(x))
+        before = self.layers[:-1](x)
+        return before, self.layers[-1](before)
 
 
 class LiteMedSAM(nn.Module):
@@ -270,6 +276,8 @@ class LiteMedSAM(nn.Module):
 
     LiteMedSAM was trained with boxes only. Points and masks are taken, because the decoder can read them, but
     expect less of them.
+
+    With `keep_levels` embeddings also hold the outputs of the encoder's last two stages; `decode` does without them.
     """
 
     def __init__(self, frame: Frame, *, image_encoder: TinyViT, prompt_decoder: SamPromptDecoder):
@@ -277,6 +285,7 @@ class LiteMedSAM(nn.Module):
         self.frame = frame
         self.image_encoder = image_encoder
         self.prompt_decoder = prompt_decoder
+        self.keep_levels = False
 
     @classmethod
     def untrained(cls, frame: Frame) -> "LiteMedSAM":
@@ -295,14 +304,8 @@ class LiteMedSAM(nn.Module):
 
         Raises `ImageError` for any other shape: the decoder knows the positions of one grid only.
         """
-        canvas = torch.as_tensor(canvas).to(self.prompt_decoder.no_mask)
-        size = self.prompt_decoder.canvas_size
-        if canvas.ndim != 4 or canvas.shape[1:] != (3, size, size):
-            raise ImageError(
-                f"this model sees canvases of shape (image, 3, {size}, {size}), got {tuple(canvas.shape)}; "
-                "make them with the model's frame.canvas"
-            )
-        return ImageEmbedding(features=self.image_encoder(canvas))
+        levels = self.image_encoder.stages(self.prompt_decoder.checked_canvas(canvas))
+        return ImageEmbedding(self.image_encoder.neck(levels[-1]), levels if self.keep_levels else ())
 
     def decode(
         self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False

@@ -28,8 +28,8 @@ from transformers.models.sam.configuration_sam import (
 )
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamTwoWayAttentionBlock
 
-from palpate.errors import PromptError
-from palpate.models.promptable import ImageEmbedding, MaskPrediction, PromptBatch
+from palpate.errors import ImageError, PromptError
+from palpate.models.promptable import Array, ImageEmbedding, MaskPrediction, PromptBatch
 
 OBJECTS_AT_ONCE = 8
 """How many objects an accelerator decodes together; memory grows by some 60 MB with each, more with gradients."""
@@ -94,6 +94,19 @@ class SamPromptDecoder(nn.Module):
     def no_mask(self) -> Tensor:
         """The embedding that stands for "no mask given" (1, channel); also tells the module's device and dtype."""
         return self.prompt_encoder.no_mask_embed.weight
+
+    def checked_canvas(self, canvas: Array) -> Tensor:
+        """Canvases of shape (image, 3, height, width) as a tensor where this module is, of its type.
+
+        Raises `ImageError` for any other shape: the positions of one grid only are known.
+        """
+        canvas, size = torch.as_tensor(canvas).to(self.no_mask), self.canvas_size
+        if canvas.ndim != 4 or canvas.shape[1:] != (3, size, size):
+            raise ImageError(
+                f"this model sees canvases of shape (image, 3, {size}, {size}), got {tuple(canvas.shape)}; "
+                "make them with the model's frame.canvas"
+            )
+        return canvas
 
     def decode(
         self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False
@@ -350,7 +363,7 @@ def from_segment_anything(state: Mapping[str, Tensor], *, inside: str = "prompt_
     unexpected by whoever loads it.
     """
     return {
-        inside + _renamed(name, NAMES) if name.startswith(_HALVES) else name: tensor for name, tensor in state.items()
+        inside + renamed(name, NAMES) if name.startswith(_HALVES) else name: tensor for name, tensor in state.items()
     }
 
 
@@ -358,12 +371,13 @@ def to_segment_anything(state: Mapping[str, Tensor], *, inside: str = "prompt_de
     """The way back: a model's state under the names that segment-anything's own tools read."""
     backwards = tuple((theirs, ours) for ours, theirs in NAMES)
     return {
-        _renamed(name.removeprefix(inside), backwards) if name.startswith(inside) else name: tensor
+        renamed(name.removeprefix(inside), backwards) if name.startswith(inside) else name: tensor
         for name, tensor in state.items()
     }
 
 
-def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
+def renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    """A name whose beginning stands in a table like `NAMES`, with the other beginning; any other name as it is."""
     for old, new in table:
         match = re.match(re.escape(old).replace(r"\*", r"(\d+)"), name)
         if match:

@@ -48,6 +48,8 @@ class Runtime(Protocol):
         """Embed canvases; slow."""
         ...
 
-    def decode(self, embedding: ImageEmbedding, prompts: PromptBatch) -> MaskPrediction:
-        """One mask an object; fast."""
+    def decode(
+        self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False
+    ) -> MaskPrediction:
+        """One mask an object, or the model's three candidates; fast."""
         ...

@@ -46,14 +46,21 @@ class TorchRuntime:
             embedding = self.network.encode(torch.from_numpy(canvas).to(self.device))
         return ImageEmbedding(_array(embedding.features), tuple(_array(level) for level in embedding.levels))
 
-    def decode(self, embedding: ImageEmbedding, prompts: PromptBatch) -> MaskPrediction:
-        """One mask an object."""
+    def decode(
+        self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False
+    ) -> MaskPrediction:
+        """One mask an object, or the model's three candidates."""
         with torch.inference_mode(), _full_precision():
             held = ImageEmbedding(
                 self._tensor(embedding.features), tuple(self._tensor(level) for level in embedding.levels)
             )
-            prediction = self.network.decode(held, prompts)
-        return MaskPrediction(_array(prediction.logits), _array(prediction.predicted_iou))
+            prediction = self.network.decode(held, prompts, multimask_output=multimask_output)
+        present = prediction.object_logits
+        return MaskPrediction(
+            _array(prediction.logits),
+            _array(prediction.predicted_iou),
+            None if present is None else _array(present),
+        )
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         # Embeddings that were kept on disk are read-only maps, which torch may not share.
