@@ -92,7 +92,7 @@ class VisionTransformer(nn.Module):
 
     def blocks(
         self, canvas: Float[Tensor, "image 3 height width"]
-    ) -> tuple[Float[Tensor, "image row column width"], Float[Tensor, "image row column width"]]:
+    ) -> tuple[Float[Tensor, "image row column inner"], Float[Tensor, "image row column inner"]]:
         """What the last block but one and the last one give."""
         x = before = self.patch_embed(canvas) + self.pos_embed
         for layer in self.layers:
