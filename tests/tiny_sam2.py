@@ -5,7 +5,7 @@ from torch import nn
 from transformers import Sam2Config, Sam2MaskDecoderConfig, Sam2Model, Sam2PromptEncoderConfig, Sam2VisionConfig
 from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig
 
-from palpate.models.catalogue import ModelCard
+from palpate.models.catalogue import VIDEO_MEMORY, ModelCard
 from palpate.models.frame import SAM2_FRAME, Frame
 from palpate.models.promptable import PromptSupport, WeightsSource
 from palpate.models.sam2 import SAM2, Hiera, HieraEncoder, Sam2PromptDecoder, from_sam2, from_transformers, to_sam2
@@ -35,8 +35,8 @@ def tiny_sam2(side: int = SIDE) -> SAM2:
     return model.eval()
 
 
-def reference(model: SAM2) -> Sam2Model:
-    """transformers' own SAM 2 with the weights of `model`, and random ones where none of these arrive."""
+def reference(model: SAM2, *, shaken: bool = True) -> Sam2Model:
+    """transformers' own SAM 2 with the same weights as `model`; with `shaken`, both get new ones."""
     side = model.frame.size
     backbone = Sam2HieraDetConfig(
         hidden_size=HIERA.channels,
@@ -64,11 +64,30 @@ def reference(model: SAM2) -> Sam2Model:
             ),
         )
     ).eval()
+    if not shaken:
+        theirs.load_state_dict(_in_transformers_names(model))
+        return theirs
     torch.manual_seed(1)
     _shake(theirs)
     theirs.prompt_encoder.shared_embedding.load_state_dict(theirs.shared_image_embedding.state_dict())
     load_into(model, from_sam2(from_transformers(theirs.state_dict())))
     return theirs
+
+
+def _in_transformers_names(model: SAM2) -> dict[str, torch.Tensor]:
+    places = {
+        "image_encoder.trunk.": "vision_encoder.backbone.",
+        "image_encoder.neck.": "vision_encoder.neck.convs.",
+        "image_encoder.conv_s": "mask_decoder.conv_s",
+        "image_encoder.no_mem_embed": "no_memory_embedding",
+        "prompt_decoder.": "",
+    }
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        ours = next(place for place in places if name.startswith(place))
+        state[places[ours] + name.removeprefix(ours)] = tensor
+    directions = "shared_embedding.positional_embedding"
+    return state | {"shared_image_embedding.positional_embedding": state[f"prompt_encoder.{directions}"]}
 
 
 def card() -> ModelCard:
@@ -80,14 +99,15 @@ def card() -> ModelCard:
         build=tiny_sam2,
         frame=frame(),
         prompts=PromptSupport(trained=("box", "points"), accepted=("mask",)),
-        layout=NAME,
+        layout="sam2",  # as files of a size that was never released are called
         rename=from_sam2,
         restore=to_sam2,
-        weights=WeightsSource(sha256="", size_bytes=0),
+        weights=WeightsSource(sha256=None, size_bytes=None, file="tiny.pt", address="https://example.org"),
         content_sha256=content_hash(to_sam2(tiny_sam2().state_dict())),
         licence="",
         paper="",
         arxiv="",
+        unused=VIDEO_MEMORY,
     )
 
 

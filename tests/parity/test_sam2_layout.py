@@ -13,6 +13,7 @@ from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig
 
 from palpate.errors import WeightsError
 from palpate.models import weights
+from palpate.models.catalogue import card
 from palpate.models.frame import MEDSAM2_FRAME, SAM2_FRAME
 from palpate.models.sam2 import HIERA, SAM2, Size, from_sam2, from_transformers, of_image, to_sam2
 
@@ -173,6 +174,27 @@ def test_a_released_file_fits_without_a_missing_or_unexpected_tensor(size: Size,
 
 
 @every
+@pytest.mark.parametrize("newer", [False, True], ids=["2.0", "2.1"])
+def test_a_released_file_is_recognised_and_fits_its_card(size: Size, newer: bool) -> None:
+    state, model = released(size, newer=newer), card(f"sam2{'.1' * newer}-{size}")
+    found = weights.recognise(state)
+    assert found is not None
+    assert (found.name, found.also) == (model.layout, ())
+    with torch.device("meta"):
+        network = model.build()
+    used = {name: tensor for name, tensor in state.items() if not name.startswith(model.unused)}
+    weights.load_into(network, model.rename(used))
+    assert shapes_of(model.restore(network.state_dict())) == shapes_of(used)
+
+
+@every
+def test_without_what_remembers_videos_a_file_may_be_either_version(size: Size) -> None:
+    found = weights.recognise(of_image(released(size)))
+    assert found is not None
+    assert {found.name, *found.also} == {f"sam2.1-{size}", f"sam2-{size}"}
+
+
+@every
 def test_the_way_back_gives_the_image_part_of_the_released_file(size: Size) -> None:
     with torch.device("meta"):
         model = SAM2.untrained(SAM2_FRAME, size)
@@ -181,17 +203,17 @@ def test_the_way_back_gives_the_image_part_of_the_released_file(size: Size) -> N
 
 def test_medsam2_has_the_weights_of_sam2_tiny_on_a_canvas_of_half_the_size() -> None:
     with torch.device("meta"):
-        model = SAM2.untrained(MEDSAM2_FRAME, "tiny")
+        model = card("medsam2").build()
         embedding = model.encode(torch.empty(1, 3, 512, 512))
+    assert model.frame == MEDSAM2_FRAME
     weights.load_into(model, from_sam2(released("tiny")))
     assert embedding.features.shape == (1, 256, 32, 32)
     assert [tuple(level.shape) for level in embedding.levels] == [(1, 64, 64, 64), (1, 32, 128, 128)]
 
 
-@every
-def test_the_canvas_of_1024_becomes_an_embedding_with_its_two_levels(size: Size) -> None:
+def test_the_canvas_of_1024_becomes_an_embedding_with_its_two_levels() -> None:
     with torch.device("meta"):
-        embedding = SAM2.untrained(SAM2_FRAME, size).encode(torch.empty(1, 3, 1024, 1024))
+        embedding = SAM2.untrained(SAM2_FRAME, "tiny").encode(torch.empty(1, 3, 1024, 1024))
     assert embedding.features.shape == (1, 256, 64, 64)
     assert [tuple(level.shape) for level in embedding.levels] == [(1, 64, 128, 128), (1, 32, 256, 256)]
 
@@ -257,7 +279,9 @@ def test_a_video_model_that_transformers_saved_becomes_the_released_image_part(s
     with torch.device("meta"):
         theirs = Sam2VideoModel(Sam2VideoConfig(vision_config=vision, **settings)).state_dict()
     found = from_transformers({name: torch.zeros(1).expand(tensor.shape) for name, tensor in theirs.items()})
-    marks = {"no_obj_embed_spatial": (1, 64), **layer("obj_ptr_tpos_proj", 64, 256)} if newer else {}
+    marks: Shapes = {"maskmem_tpos_enc": (7, 1, 1, 64)}
+    if newer:
+        marks |= {"no_obj_embed_spatial": (1, 64), **layer("obj_ptr_tpos_proj", 64, 256)}
     assert shapes_of(found) == shapes_of(of_image(released(size))) | marks
 
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palpate.errors import UnknownModel
-from palpate.models.frame import LITE_MEDSAM_FRAME, MEDSAM_FRAME, SAM_FRAME, Frame
+from palpate.models.frame import LITE_MEDSAM_FRAME, MEDSAM2_FRAME, MEDSAM_FRAME, SAM2_FRAME, SAM_FRAME, Frame
 from palpate.models.promptable import PromptableModel, PromptKind, PromptSupport, WeightsSource
 
 if TYPE_CHECKING:
     from palpate.models.lite_medsam import LiteMedSAM
     from palpate.models.mobile_sam import MobileSAM
+    from palpate.models.sam2 import SAM2
+    from palpate.models.sam2 import Size as HieraSize
     from palpate.models.sam_vit import SAM, Size
 
 
@@ -103,6 +105,12 @@ def _mobile_sam() -> "MobileSAM":
     return MobileSAM.untrained(SAM_FRAME)
 
 
+def _sam2(size: "HieraSize", frame: Frame) -> "SAM2":
+    from palpate.models.sam2 import SAM2
+
+    return SAM2.untrained(frame, size)
+
+
 def _from_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
     from palpate.models.sam import from_segment_anything
 
@@ -125,6 +133,18 @@ def _vit_to_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
     from palpate.models.sam_vit import to_segment_anything
 
     return to_segment_anything(state)
+
+
+def _from_sam2(state: dict[str, Any]) -> dict[str, Any]:
+    from palpate.models.sam2 import from_sam2
+
+    return from_sam2(state)
+
+
+def _to_sam2(state: dict[str, Any]) -> dict[str, Any]:
+    from palpate.models.sam2 import to_sam2
+
+    return to_sam2(state)
 
 
 RELEASED = Path(__file__).with_name("released")
@@ -245,6 +265,102 @@ MOBILE_SAM = replace(
 )
 """The four unused tensors are those of the classifier that its TinyViT came with."""
 
+VIDEO_MEMORY = (
+    "memory_attention.",
+    "memory_encoder.",
+    "mask_downsample.",
+    "maskmem_tpos_enc",
+    "no_mem_pos_enc",
+    "no_obj_ptr",
+    "no_obj_embed_spatial",
+    "obj_ptr_proj.",
+    "obj_ptr_tpos_proj.",
+)
+"""What SAM 2's files hold beside the part for images: what remembers the earlier frames of a video."""
+
+SAM2_1_TINY = ModelCard(
+    name="sam2.1-tiny",
+    summary="SAM 2.1, the smallest of four; boxes and points, trained on photographs and videos",
+    parameters=31_440_721,
+    build=partial(_sam2, "tiny", SAM2_FRAME),
+    frame=SAM2_FRAME,
+    prompts=SAM_PROMPTS,
+    layout="sam2.1-tiny",
+    rename=_from_sam2,
+    restore=_to_sam2,
+    weights=WeightsSource(
+        sha256="7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
+        size_bytes=156_008_466,
+        file="sam2.1_hiera_tiny.pt",
+        address="https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_tiny.pt",
+    ),
+    content_sha256=None,
+    licence="Apache-2.0",
+    paper="Ravi et al.: SAM 2: segment anything in images and videos (2024)",
+    arxiv="2408.00714",
+    unused=VIDEO_MEMORY,
+)
+
+SAM2_1_SMALL = replace(
+    SAM2_1_TINY,
+    name="sam2.1-small",
+    summary="SAM 2.1, the second of four; boxes and points, trained on photographs and videos",
+    parameters=38_538_577,
+    build=partial(_sam2, "small", SAM2_FRAME),
+    layout="sam2.1-small",
+    weights=WeightsSource(
+        sha256="6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38",
+        size_bytes=None,
+        file="sam2.1_hiera_small.pt",
+        address="https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_small.pt",
+    ),
+)
+
+SAM2_1_BASE_PLUS = replace(
+    SAM2_1_TINY,
+    name="sam2.1-base-plus",
+    summary="SAM 2.1, the third of four; boxes and points, trained on photographs and videos",
+    parameters=73_328_401,
+    build=partial(_sam2, "base-plus", SAM2_FRAME),
+    layout="sam2.1-base-plus",
+    weights=WeightsSource(
+        sha256="a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5",
+        size_bytes=323_606_802,
+        file="sam2.1_hiera_base_plus.pt",
+        address="https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_base_plus.pt",
+    ),
+)
+
+SAM2_1_LARGE = replace(
+    SAM2_1_TINY,
+    name="sam2.1-large",
+    summary="SAM 2.1, the largest of four; boxes and points, trained on photographs and videos",
+    parameters=216_924_865,
+    build=partial(_sam2, "large", SAM2_FRAME),
+    layout="sam2.1-large",
+    weights=WeightsSource(
+        sha256="2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",
+        size_bytes=898_083_611,
+        file="sam2.1_hiera_large.pt",
+        address="https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_large.pt",
+    ),
+)
+
+MEDSAM2 = replace(
+    SAM2_1_TINY,
+    name="medsam2",
+    summary="SAM 2.1 tiny trained on medical images and videos at 512 x 512; boxes, and points to correct them",
+    build=partial(_sam2, "tiny", MEDSAM2_FRAME),
+    frame=MEDSAM2_FRAME,
+    prompts=PromptSupport(trained=("box",), accepted=("points", "scribble", "mask"), best_of_three=True),
+    weights=WeightsSource(
+        sha256=None, size_bytes=None, file="MedSAM2_latest.pt", address="https://huggingface.co/wanglab/MedSAM2"
+    ),
+    paper="Ma, Yang, Kim et al.: MedSAM2: segment anything in 3D medical images and videos (2025)",
+    arxiv="2504.03600",
+)
+"""It was trained with a box first, then points where the answer was wrong; never with a lone point."""
+
 CARDS: tuple[ModelCard, ...] = (
     LITE_MEDSAM,
     adapted(
@@ -283,6 +399,59 @@ CARDS: tuple[ModelCard, ...] = (
             size_bytes=2_564_550_879,
             file="sam_vit_h_4b8939.pth",
             address="https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
+        ),
+    ),
+    MEDSAM2,
+    SAM2_1_TINY,
+    SAM2_1_SMALL,
+    SAM2_1_BASE_PLUS,
+    SAM2_1_LARGE,
+    replace(
+        SAM2_1_TINY,
+        name="sam2-tiny",
+        summary="SAM 2.0, the smallest of four; boxes and points, trained on photographs and videos",
+        layout="sam2-tiny",
+        weights=WeightsSource(
+            sha256="65b50056e05bcb13694174f51bb6da89c894b57b75ccdf0ba6352c597c5d1125",
+            size_bytes=None,
+            file="sam2_hiera_tiny.pt",
+            address="https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_tiny.pt",
+        ),
+    ),
+    replace(
+        SAM2_1_SMALL,
+        name="sam2-small",
+        summary="SAM 2.0, the second of four; boxes and points, trained on photographs and videos",
+        layout="sam2-small",
+        weights=WeightsSource(
+            sha256="95949964d4e548409021d47b22712d5f1abf2564cc0c3c765ba599a24ac7dce3",
+            size_bytes=None,
+            file="sam2_hiera_small.pt",
+            address="https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_small.pt",
+        ),
+    ),
+    replace(
+        SAM2_1_BASE_PLUS,
+        name="sam2-base-plus",
+        summary="SAM 2.0, the third of four; boxes and points, trained on photographs and videos",
+        layout="sam2-base-plus",
+        weights=WeightsSource(
+            sha256="d0bb7f236400a49669ffdd1be617959a8b1d1065081789d7bbff88eded3a8071",
+            size_bytes=None,
+            file="sam2_hiera_base_plus.pt",
+            address="https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_base_plus.pt",
+        ),
+    ),
+    replace(
+        SAM2_1_LARGE,
+        name="sam2-large",
+        summary="SAM 2.0, the largest of four; boxes and points, trained on photographs and videos",
+        layout="sam2-large",
+        weights=WeightsSource(
+            sha256="7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b",
+            size_bytes=None,
+            file="sam2_hiera_large.pt",
+            address="https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_large.pt",
         ),
     ),
 )

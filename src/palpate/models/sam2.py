@@ -28,7 +28,6 @@ A prompt becomes tokens as in SAM 2's own image predictor, where a box is two mo
 (The predictor puts corners before points. Tokens carry no number, so their order changes nothing.)
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -45,8 +44,10 @@ from transformers.models.sam2.configuration_sam2 import (
 from transformers.models.sam2.modeling_sam2 import Sam2HieraDetModel, Sam2MaskDecoder, Sam2PromptEncoder
 
 from palpate.errors import ImageError, PromptError, WeightsError
+from palpate.models.catalogue import VIDEO_MEMORY
 from palpate.models.frame import Frame
 from palpate.models.promptable import Array, ImageEmbedding, MaskPrediction, PromptBatch
+from palpate.models.sam import renamed
 
 OBJECTS_AT_ONCE = 8
 """How many objects an accelerator decodes together."""
@@ -162,6 +163,7 @@ class Sam2PromptDecoder(nn.Module):
     ):
         super().__init__()
         self.canvas_size = canvas_size
+        self.heads, self.mlp_channels = heads, mlp_channels  # so that learned prompts can have blocks of the same size
         self.grid_size = canvas_size // GRID_STRIDE
         self.objects_at_once: int | None = None  # training sets it: with gradients, batches pay on a CPU as well
         self.dynamic_multimask = dynamic_multimask
@@ -520,30 +522,17 @@ TRANSFORMERS_NAMES = (
     ("no_memory_embedding", "image_encoder.no_mem_embed"),
     ("prompt_encoder.", "prompt_decoder.prompt_encoder."),
     ("mask_decoder.", "prompt_decoder.mask_decoder."),
-    # of the memory only what tells SAM 2.1 from 2.0, as SAM 2's own files call it
+    # of the memory only what tells SAM 2.1 from 2.0, and either from a file without it, as SAM 2's own files call it
+    ("memory_temporal_positional_encoding", "maskmem_tpos_enc"),
     ("occlusion_spatial_embedding_parameter", "no_obj_embed_spatial"),
     ("temporal_positional_encoding_projection_layer.", "obj_ptr_tpos_proj."),
 )
 """The same for files in the format of transformers."""
 
-MEMORY = (
-    "memory_attention.",
-    "memory_encoder.",
-    "mask_downsample.",
-    "maskmem_tpos_enc",
-    "no_mem_pos_enc",
-    "no_obj_ptr",
-    "no_obj_embed_spatial",
-    "obj_ptr_proj.",
-    "obj_ptr_tpos_proj.",
-)
-"""Beginnings of names of what single images do not need: the memory of a video's earlier frames."""
-
 _TRANSFORMERS_MEMORY = (
     "mask_downsample.",
     "memory_attention.",
     "memory_encoder.",
-    "memory_temporal_positional_encoding",
     "no_memory_positional_encoding",
     "no_object_pointer",
     "object_pointer_proj.",
@@ -555,7 +544,7 @@ _STACKED = "prompt_decoder.prompt_encoder.point_embed.weight"
 
 def of_image(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of a file of SAM 2 that single images need, under the file's own names."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith(MEMORY)}
+    return {name: tensor for name, tensor in state.items() if not name.startswith(VIDEO_MEMORY)}
 
 
 def from_sam2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -570,12 +559,12 @@ def from_sam2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     image = of_image(state)
     # Four tensors in the file, one here: beside the object, on it, upper left corner, lower right corner.
     rows = [image.pop(name) for name in (f"{_CORNERS}{i}.weight" for i in range(4)) if name in image]
-    renamed = {_renamed(name, NAMES): tensor for name, tensor in image.items()}
+    named = {renamed(name, NAMES): tensor for name, tensor in image.items()}
     if rows:
         if len(rows) != 4 or any(row.shape != (1, rows[0].shape[-1]) for row in rows):
             raise WeightsError(f"{_CORNERS}0 to 3 must be four rows of the same length; the file is damaged")
-        renamed[_STACKED] = torch.cat(rows)
-    return renamed
+        named[_STACKED] = torch.cat(rows)
+    return named
 
 
 def to_sam2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -584,7 +573,7 @@ def to_sam2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Only the part for single images: what remembers a video's frames was never read.
     """
     backwards = tuple((theirs, ours) for ours, theirs in NAMES)
-    named = {_renamed(name, backwards): tensor for name, tensor in state.items() if name != _STACKED}
+    named = {renamed(name, backwards): tensor for name, tensor in state.items() if name != _STACKED}
     if _STACKED in state:
         named |= {f"{_CORNERS}{i}.weight": row[None] for i, row in enumerate(state[_STACKED])}
     return named
@@ -603,14 +592,4 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if first is not None and second is not None and not torch.equal(first, second):
         raise WeightsError(f"{copies[0]} and {copies[1]} must be the same; the file is damaged")
     kept = {n: t for n, t in state.items() if n != copies[0] and not n.startswith(_TRANSFORMERS_MEMORY)}
-    return to_sam2({_renamed(name, TRANSFORMERS_NAMES): tensor for name, tensor in kept.items()})
-
-
-def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
-    for old, new in table:
-        match = re.match(re.escape(old).replace(r"\*", r"(\d+)"), name)
-        if match:
-            for number in match.groups():
-                new = new.replace("*", number, 1)
-            return new + name[match.end() :]
-    return name
+    return to_sam2({renamed(name, TRANSFORMERS_NAMES): tensor for name, tensor in kept.items()})

@@ -272,12 +272,12 @@ def add(wanted: ModelCard, path: Path) -> Path:
     assert isinstance(network, nn.Module)
     _check_fits(network, wanted.rename(state))
     file_hash = _file_hash(path)
+    namesakes = [each.name for each in catalogue.CARDS if file_hash in each.weights.known_sha256]
+    if namesakes and wanted.name not in namesakes:
+        raise WeightsError(
+            f"{path} is the published file of {namesakes[0]}; `palpate models add {namesakes[0]} {path}` keeps it"
+        )
     if not _is_published(wanted, state, file_hash):
-        namesake = next((each.name for each in catalogue.CARDS if file_hash in each.weights.known_sha256), None)
-        if namesake is not None:
-            raise WeightsError(
-                f"{path} is the published file of {namesake}; `palpate models add {namesake} {path}` keeps it"
-            )
         raise WeightsError(
             f"{path} fits {wanted.name} but is not its published weights ({_difference(wanted, state, file_hash)}); to "
             "use weights of your own, give the file where you use the model (`--weights PATH`)"
@@ -408,18 +408,22 @@ def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> d
     if layout is None:
         some = ", ".join(sorted(state)[:3])
         raise WeightsError(f"{path} is no model that palpate knows (its first names: {some}); {_needs(wanted)}")
-    if layout.name != wanted.layout:
+    if wanted.layout not in (layout.name, *layout.also):
         raise WeightsError(f"{path} looks like {layout.title}; {_needs(wanted)}")
-    return {name: tensor for name, tensor in state.items() if name not in wanted.unused}
+    return {name: tensor for name, tensor in state.items() if not name.startswith(wanted.unused)}
 
 
 def _in_original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of segment-anything, also for a SAM that was saved by transformers; others stay as they are."""
-    if "vision_encoder.patch_embed.projection.weight" not in state:
-        return state
-    from palpate.models.sam_vit import from_transformers
+    """The names of the original release, also for a SAM or SAM 2 that transformers saved; others stay as they are."""
+    if "vision_encoder.patch_embed.projection.weight" in state:
+        from palpate.models import sam_vit
 
-    return from_transformers(state)
+        return sam_vit.from_transformers(state)
+    if "vision_encoder.backbone.patch_embed.projection.weight" in state:
+        from palpate.models import sam2
+
+        return sam2.from_transformers(state)
+    return state
 
 
 def _needs(wanted: ModelCard) -> str:
@@ -493,10 +497,11 @@ def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
 
 
 class Layout(NamedTuple):
-    """A kind of checkpoint: what cards call it, and how to speak of it."""
+    """A kind of checkpoint: what cards call it, how to speak of it, and what else these very tensors may be."""
 
     name: str
     title: str
+    also: tuple[str, ...] = ()
 
 
 def recognise(state: Mapping[str, Tensor]) -> Layout | None:
@@ -513,7 +518,7 @@ def recognise(state: Mapping[str, Tensor]) -> Layout | None:
     if any("learnable_prompts" in name for name in state):
         return Layout("sam2rad", "a Sam2Rad checkpoint")
     if has("image_encoder.trunk."):
-        return Layout("sam2", "a SAM 2 or MedSAM2 checkpoint")
+        return _of_sam2(state)
     if has("image_encoder.stage1."):
         return Layout("swin-lite-medsam", "a Swin-LiteMedSAM checkpoint")
     stem = state.get("image_encoder.patch_embed.seq.0.c.weight")
@@ -532,6 +537,22 @@ def recognise(state: Mapping[str, Tensor]) -> Layout | None:
     if has("patch_embed.seq."):
         return Layout("tiny-vit", "a TinyViT encoder without SAM's decoder")
     return None
+
+
+def _of_sam2(state: Mapping[str, Tensor]) -> Layout:
+    """Which SAM 2: its size by the encoder's shape, its version by what only 2.1 remembers of a video."""
+    blocks = {name.split(".")[3] for name in state if name.startswith("image_encoder.trunk.blocks.")}
+    patches = state.get("image_encoder.trunk.patch_embed.proj.weight")
+    shape = (0 if patches is None else patches.shape[0], len(blocks))
+    size = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base-plus", (144, 48): "large"}.get(shape)
+    if size is None:
+        return Layout("sam2", "a SAM 2 checkpoint of a size that was never released")
+    if any(name.startswith(("no_obj_embed_spatial", "obj_ptr_tpos_proj.")) for name in state):
+        return Layout(f"sam2.1-{size}", f"a SAM 2.1 {size} checkpoint{' (SAM 2.1 or MedSAM2)' * (size == 'tiny')}")
+    if "maskmem_tpos_enc" in state:
+        return Layout(f"sam2-{size}", f"a SAM 2.0 {size} checkpoint")
+    # Without the memory, the two versions look the same.
+    return Layout(f"sam2.1-{size}", f"the image part of a SAM 2 {size} checkpoint", also=(f"sam2-{size}",))
 
 
 def content_hash(state: Mapping[str, Tensor]) -> str:
