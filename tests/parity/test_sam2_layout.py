@@ -285,10 +285,11 @@ def test_a_video_model_that_transformers_saved_becomes_the_released_image_part(s
     assert shapes_of(found) == shapes_of(of_image(released(size))) | marks
 
 
-def test_two_copies_of_the_position_directions_that_differ_are_refused() -> None:
-    state = {
-        "shared_image_embedding.positional_embedding": torch.zeros(2, 128),
-        "prompt_encoder.shared_embedding.positional_embedding": torch.ones(2, 128),
-    }
+def test_position_directions_are_read_from_either_copy_and_two_that_differ_are_refused() -> None:
+    image = {"shared_image_embedding.positional_embedding": torch.zeros(2, 128)}
+    prompts = {"prompt_encoder.shared_embedding.positional_embedding": torch.zeros(2, 128)}
+    names = [list(from_transformers(copies)) for copies in (image, prompts, image | prompts)]
+    assert names == [["sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]] * 3
+    different = {name: tensor + 1 for name, tensor in prompts.items()}
     with pytest.raises(WeightsError, match="must be the same"):
-        from_transformers(state)
+        from_transformers(image | different)

@@ -39,7 +39,8 @@ class ModelCard:
 
     `build` gives the network with random weights and imports torch when it is called. `layout` is the kind of file
     that its weights come in, as `weights.recognise` names it; `rename` turns that file's names into the
-    network's, `restore` goes the way back. `unused` are tensors of the published file that no layer reads.
+    network's, `restore` goes the way back. `unused` are beginnings of the names of tensors in the published file that
+    no layer reads.
 
     `content_sha256` is the hash of the released tensors themselves (`weights.content_hash`), whatever file they are in;
     `weights.sha256` is that of the file as published. Where the tensors' hash is None, the file's decides when it is

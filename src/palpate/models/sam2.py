@@ -538,6 +538,7 @@ _TRANSFORMERS_MEMORY = (
     "object_pointer_proj.",
 )
 
+_TRANSFORMERS_POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
 _CORNERS = "sam_prompt_encoder.point_embeddings."
 _STACKED = "prompt_decoder.prompt_encoder.point_embed.weight"
 
@@ -587,9 +588,10 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: the two copies of the position directions differ.
     """
-    copies = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding")
-    first, second = (state.get(name) for name in copies)
-    if first is not None and second is not None and not torch.equal(first, second):
-        raise WeightsError(f"{copies[0]} and {copies[1]} must be the same; the file is damaged")
-    kept = {n: t for n, t in state.items() if n != copies[0] and not n.startswith(_TRANSFORMERS_MEMORY)}
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(_TRANSFORMERS_MEMORY)}
+    image, prompts = "shared_image_embedding.positional_embedding", _TRANSFORMERS_POSITIONS
+    if image in kept:
+        directions = kept.pop(image)
+        if not torch.equal(kept.setdefault(prompts, directions), directions):
+            raise WeightsError(f"{image} and {prompts} must be the same; the file is damaged")
     return to_sam2({renamed(name, TRANSFORMERS_NAMES): tensor for name, tensor in kept.items()})
