@@ -59,6 +59,7 @@ class SamPromptDecoder(nn.Module):
     ):
         super().__init__()
         self.canvas_size = canvas_size
+        self.heads, self.mlp_channels = heads, mlp_channels  # so that learned prompts can have blocks of the same size
         self.objects_at_once: int | None = None  # training sets it: with gradients, batches pay on a CPU as well
         self.grid_size = canvas_size // grid_stride
         prompt_config = SamPromptEncoderConfig(hidden_size=channels, image_size=canvas_size, patch_size=grid_stride)
