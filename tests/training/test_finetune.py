@@ -24,6 +24,7 @@ from palpate.metrics import dice
 from palpate.models import adapters
 from palpate.training.finetune import Event, Finetuned, finetune
 from palpate.training.items import validation_items
+from palpate.training.moving_weights import MovingWeights
 from palpate.training.recipe import recipe_from
 from palpate.training.run_folder import RunFolder
 from palpate.training.student import Student
@@ -63,16 +64,23 @@ class TestLearning:
         self, tmp_path: Path, recipe_of: RecipeOf, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[tuple[bool, dict[str, torch.Tensor], int]] = []
-        original = Student.follow
+        networks: list[torch.nn.Module] = []
+        original, measured = MovingWeights.follow, Student.mask
 
-        def watched(self: Student, step: int) -> None:
+        def validating(self: Student, *arguments: Any) -> Any:
+            networks[:] = [self.network]
+            return measured(self, *arguments)
+
+        def watched(self: MovingWeights, step: int) -> None:
             original(self, step)
-            norms = {name: buffer.clone() for name, buffer in self.network.named_buffers() if "running_" in name}
+            (network,) = networks
+            norms = {name: buffer.clone() for name, buffer in network.named_buffers() if "running_" in name}
             gc.collect()
             with_history = sum(type(o) is torch.Tensor and o.grad_fn is not None for o in gc.get_objects())
-            seen.append((self.network.training, norms, with_history))
+            seen.append((network.training, norms, with_history))
 
-        monkeypatch.setattr(Student, "follow", watched)
+        monkeypatch.setattr(Student, "mask", validating)
+        monkeypatch.setattr(MovingWeights, "follow", watched)
         recipe = recipe_of(trained=["full"], epochs=1, steps=3, validation=SMALL_VALIDATION)
         done = run(recipe, tmp_path / "run")
         before = {name: buffer for name, buffer in tiny_training.build().named_buffers() if "running_" in name}

@@ -14,9 +14,10 @@ import safetensors.numpy
 import tiny_training
 
 from palpate.models import adapters
-from palpate.training import checkpoint, finetune, student, validation
+from palpate.training import checkpoint, finetune, validation
 from palpate.training.finetune import Event
 from palpate.training.interrupts import Interrupts
+from palpate.training.moving_weights import MovingWeights
 from palpate.training.recipe import recipe_from
 
 Result = tuple[dict[str, bytes], str, dict[str, Any]]
@@ -119,8 +120,8 @@ class TestStoppedAnywhere:
     @pytest.mark.parametrize(
         ("owner", "name"),
         [
-            (student.Student, "follow"),  # the optimiser has moved the weights, and nothing else knows
-            (student.Student, "_put"),  # the average takes the place of the weights
+            (MovingWeights, "follow"),  # the optimiser has moved the weights, and nothing else knows
+            (MovingWeights, "_put"),  # the average takes the place of the weights
             (validation, "dice"),  # the average is in their place
             (finetune, "draw_samples"),  # the best weights are known, the row is written
             (checkpoint, "_flush"),  # a checkpoint is half done

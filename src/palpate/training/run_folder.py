@@ -15,11 +15,14 @@ from palpate.training import checkpoint
 
 
 class RunFolder:
-    """RUN. Its settings are everything that decides the weights; a run is taken up only with the same ones."""
+    """RUN. Its settings are everything that decides the weights; a run is taken up only with the same ones.
 
-    def __init__(self, path: Path) -> None:
+    `result` is the file that comes of it, RUN/adapter.safetensors unless another is given.
+    """
+
+    def __init__(self, path: Path, *, result: Path | None = None) -> None:
         self.path = path
-        self.adapter = path / "adapter.safetensors"
+        self.result = result or path / "adapter.safetensors"
         self.checkpoints = path / "checkpoints"
         self.overlays = path / "overlays"
         self._lock: int | None = None
@@ -36,6 +39,8 @@ class RunFolder:
         # A process that was killed may have left the half of a record, whose name begins with a dot.
         if before is None and self.path.is_dir() and any(item.name[0] != "." for item in self.path.iterdir()):
             raise OutputError(f"{self.path} is not empty and holds no run; choose an empty or a new folder")
+        if before is None and not overwrite and self.result.exists():
+            raise OutputError(f"{self.result} is there already; choose another name, or replace it with --overwrite")
         differing = self._differing(settings)
         if differing and not overwrite:
             what = ", ".join(map(_in_words, differing))
@@ -50,7 +55,7 @@ class RunFolder:
     def finished(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The record of a finished run with these settings, or None."""
         record = self._record()
-        if record.get("finished") and record.get("settings") == settings and self.adapter.is_file():
+        if record.get("finished") and record.get("settings") == settings and self.result.is_file():
             return record
         return None
 
@@ -65,7 +70,7 @@ class RunFolder:
             self._take_lock()
             if self._differing(settings):
                 checkpoint.clear(self.checkpoints)
-                self.adapter.unlink(missing_ok=True)
+                self.result.unlink(missing_ok=True)
                 (self.path / "log.csv").unlink(missing_ok=True)
                 for picture in self.overlays.glob("step-*.png"):
                     picture.unlink()

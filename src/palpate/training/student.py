@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -24,6 +24,7 @@ from palpate.models import adapters, catalogue, weights
 from palpate.models.frame import CanvasPrompt, Frame
 from palpate.models.promptable import ImageEmbedding, PromptableModel
 from palpate.training.items import Item
+from palpate.training.moving_weights import MovingWeights
 from palpate.training.recipe import Recipe
 from palpate.training.scenes import Scene, Sight, Views, sights_of
 
@@ -39,11 +40,7 @@ TAUGHT_OBJECTS = 4000
 
 @dataclass
 class Student:
-    """A network whose `parameters` move, and the base model as it was beside it, which encodes and may teach.
-
-    `average` is the running average of the weights where the recipe wants one (`ema`), else empty; `start` is where
-    they started, where the loss pulls them back (`anchor`), else empty.
-    """
+    """A network some of whose `weights` move, and the base model as it was beside it, which encodes and may teach."""
 
     network: nn.Module
     base: PromptableModel
@@ -51,9 +48,7 @@ class Student:
     cache: EmbeddingCache
     recipe: Recipe
     device: torch.device
-    parameters: dict[str, nn.Parameter]
-    average: dict[str, Tensor]
-    start: dict[str, Tensor]
+    weights: MovingWeights
     _pictures: dict[tuple[object, ...], np.ndarray]
     _taught: dict[tuple[object, ...], Tensor]
     _looking: Lock = field(default_factory=Lock)
@@ -67,46 +62,6 @@ class Student:
     def moves_encoder(self) -> bool:
         """Whether embeddings change from step to step."""
         return self.recipe.trained.moves_encoder
-
-    # --- Weights ------------------------------------------------------------------------------------------------------
-
-    def result(self) -> dict[str, Tensor]:
-        """A copy of the weights that would be the result now: the average, where there is one."""
-        chosen = self.average or self.parameters
-        copies = {name: tensor.detach().cpu().clone() for name, tensor in chosen.items()}
-        # Rounded as the file will be, so that what is measured is what is kept.
-        return {name: tensor.half().to(tensor) for name, tensor in copies.items()} if self.recipe.half else copies
-
-    @contextmanager
-    def as_result(self) -> Generator[None]:
-        """The network with the weights that would be the result, for as long as the block lasts."""
-        differs = bool(self.average) or self.recipe.half
-        kept = {name: p.detach().clone() for name, p in self.parameters.items()} if differs else {}
-        self._put(self.result() if differs else {})
-        try:
-            yield
-        finally:
-            self._put(kept)
-
-    def follow(self, step: int) -> None:
-        """Let the average follow the weights after a step (the first is 0)."""
-        # Young averages forget their random start sooner: after n steps at least 1 / (n + 10) is new.
-        share = max(1 - self.recipe.optimiser.ema, 1 / (step + 10))
-        with torch.no_grad():
-            for name, tensor in self.average.items():
-                tensor.lerp_(self.parameters[name], share)
-
-    def pull_to_start(self) -> None:
-        """Add the gradient of the anchor loss."""
-        for name, start in self.start.items():
-            parameter = self.parameters[name]
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - start, alpha=2 * float(self.recipe.loss.anchor))
-
-    def _put(self, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                self.parameters[name].copy_(tensor)
 
     # --- What it sees -------------------------------------------------------------------------------------------------
 
@@ -218,7 +173,6 @@ def student(recipe: Recipe, cache: EmbeddingCache, device: torch.device) -> Stud
     torch.manual_seed(recipe.seed)
     parameters = adapters.trainable(network, recipe.trained)
     network.get_submodule("prompt_decoder").objects_at_once = MICRO_BATCH  # pyright: ignore[reportArgumentType]
-    now = {name: parameter.detach() for name, parameter in parameters.items()}
     return Student(
         network=network,
         base=base,
@@ -226,9 +180,7 @@ def student(recipe: Recipe, cache: EmbeddingCache, device: torch.device) -> Stud
         cache=cache,
         recipe=recipe,
         device=device,
-        parameters=parameters,
-        average={name: tensor.clone() for name, tensor in now.items()} if recipe.optimiser.ema else {},
-        start={name: tensor.clone() for name, tensor in now.items()} if recipe.loss.anchor else {},
+        weights=MovingWeights(parameters, ema=recipe.optimiser.ema, anchor=recipe.loss.anchor, half=recipe.half),
         _pictures={},
         _taught={},
     )

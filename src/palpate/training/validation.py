@@ -32,16 +32,16 @@ def measure(
 ) -> Measured:
     """The Dice of every prompt: the mean over data sets of the mean over objects; nothing for a prompt without items.
 
-    Every prompt asks for the same objects in the same order. Several processes share them and all get all results.
-    `samples` masks of each prompt are kept, of objects spread over this process's part of the list and so over data
-    sets. `heed` is called before each object and may raise.
+    The network is measured as it is. Every prompt asks for the same objects in the same order. Several processes share
+    them and all get all results. `samples` masks of each prompt are kept, of objects spread over this process's part of
+    the list and so over data sets. `heed` is called before each object and may raise.
     """
     mine: dict[str, list[tuple[int, float]]] = {label: [] for label in items}
     shown: list[tuple[str, Item, np.ndarray]] = []
     count = max(map(len, items.values()), default=0)
     asked_here = range(fabric.global_rank, count, fabric.world_size)
     looked_at = _spread(asked_here, samples)
-    with student.as_result(), torch.inference_mode():
+    with torch.inference_mode():
         for i in asked_here:
             heed()
             features = student.features([next(iter(items.values()))[i]])
