@@ -20,11 +20,15 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture(scope="module", params=SIDES)
-def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SAM2, Sam2Model]]:
+def pair(request: pytest.FixtureRequest) -> tuple[SAM2, Sam2Model]:
     ours = tiny_sam2(request.param)
-    theirs = reference(ours)
-    with torch.inference_mode():
-        yield ours, theirs
+    return ours, reference(ours)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 def canvases(side: int) -> Tensor:
