@@ -473,3 +473,10 @@ def test_training_teaches_it_from_kept_embeddings_or_through_the_encoder(
         assert all(one is not None and len(one.levels) == 2 for one in kept)
     else:
         assert {"image_encoder.conv_s0.weight", "image_encoder.no_mem_embed"} <= moved
+    # Folded in, it is a file of SAM 2 again: the part for images.
+    whole = tmp_path / "whole.safetensors"
+    merged = weights.merge(done.adapter, whole)
+    assert safetensors.torch.load_file(whole).keys() == state.keys()
+    put_on = weights.load(tiny_sam2.NAME, adapter=done.adapter)
+    assert merged == put_on.weights_hash == weights.load(tiny_sam2.NAME, weights=whole).weights_hash
+    assert put_on.prompts.trained == ("box", "points")
