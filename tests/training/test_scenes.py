@@ -13,10 +13,11 @@ from palpate.errors import SettingError
 from palpate.images import Image
 from palpate.images.geometry import affine_from_spacing
 from palpate.models.frame import Frame
-from palpate.training.scenes import CROP_SIDES, GAMMAS, Sight, View, Views, rng_for, sights_of
+from palpate.training.scenes import CROP_SIDES, GAMMAS, Move, Sight, View, Views, rng_for, sights_of
 from phantoms import column, disk, rectangle
 
 FRAME = Frame(size=32, mask_size=32)
+A_CASE = Case("phantoms", "a", "a", Path("a.npz"), Path("a.npz"), lambda _: pytest.fail("nobody reads it"))
 EVERY_VIEW = Views(flips=("x", "y", "xy"), crops=3, seed=1)
 
 
@@ -160,3 +161,74 @@ def test_a_generator_depends_on_all_its_names_and_on_nothing_else() -> None:
     assert rng_for(1, "a", "b").integers(2**40) == first
     others = [rng_for(1, "ab"), rng_for(1, "b", "a"), rng_for(2, "a", "b"), rng_for(1, "a", "b", 0)]
     assert first not in [rng.integers(2**40) for rng in others]
+
+
+class TestMoves:
+    def test_a_shift_is_a_share_of_the_image(self) -> None:
+        pixels = np.arange(20, dtype=np.uint8).reshape(4, 5)
+        moved = Move(shift_x=0.2, shift_y=-0.25).of(pixels, smooth=False)  # one to the right, one up
+        assert np.array_equal(moved[:3, 1:], pixels[1:, :4])
+        assert not moved[3].any()
+        assert not moved[:, 0].any()
+
+    def test_a_quarter_turn_is_clockwise(self) -> None:
+        pixels = np.arange(1, 10, dtype=np.uint8).reshape(3, 3)
+        turned = Move(degrees=90.0).of(pixels, smooth=False)
+        assert turned.tolist() == np.rot90(pixels, -1).tolist()
+
+    def test_enlarged_twice_the_middle_is_left(self) -> None:
+        mask = np.zeros((8, 8), dtype=np.int16)
+        mask[3:5, 3:5] = 7
+        large = Move(scale=2.0).of(mask, smooth=False)
+        assert large.dtype == np.int16
+        assert np.array_equal(large[2:6, 2:6], np.full((4, 4), 7))
+        assert int((large > 0).sum()) == 16
+
+    def test_image_labels_and_points_move_by_one_matrix(self, rng: np.random.Generator) -> None:
+        """The brightest place of the image, the object and a point on it are still at one place."""
+        rows, columns = np.indices((120, 180))
+        for _ in range(20):
+            view = Views(moves=1).of(A_CASE, int(rng.integers(1000)), (120, 180))[1]
+            assert view.move is not None
+            inside = (rows - 65) ** 2 + (columns - 80) ** 2 <= 400
+            moved = Move(view.move.degrees, view.move.scale, 0.05, 0.05)
+            image, labels = (
+                moved.of(200 * inside.astype(np.uint8), smooth=True),
+                moved.of(inside.astype(np.uint8), smooth=False),
+            )
+            y, x = (float(np.average(i, weights=labels)) for i in np.indices(labels.shape))
+            assert np.average(rows, weights=image) == pytest.approx(y, abs=0.2)
+            assert np.average(columns, weights=image) == pytest.approx(x, abs=0.2)
+            assert moved.back((x, y), (120, 180)) == pytest.approx((80, 65), abs=0.2)
+
+    def test_colours_stay_together(self, rng: np.random.Generator) -> None:
+        pixels = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        moved = Move(degrees=30.0).of(pixels, smooth=True)
+        assert moved.shape == pixels.shape
+        assert np.array_equal(moved[..., 1], Move(degrees=30.0).of(pixels[..., 1], smooth=True))
+
+    def test_views_are_the_same_whenever_they_are_asked_for(self) -> None:
+        views = Views(moves=3, strong_moves=2)
+        assert len(views) == 6
+        assert views.of(A_CASE, 4, (9, 9)) == views.of(A_CASE, 4, (9, 9))
+        assert views.of(A_CASE, 4, (9, 9))[:4] == Views(moves=3).of(A_CASE, 4, (9, 9))
+
+    def test_fewer_than_none_are_refused(self) -> None:
+        with pytest.raises(SettingError, match="-1 strong moves"):
+            Views(strong_moves=-1)
+
+
+class TestWhereNothingIs:
+    def test_slices_without_an_object_are_added_if_asked_for(self, tmp_path: Path) -> None:
+        labels = np.zeros((9, 12, 12), dtype=np.uint8)
+        labels[3:6, 4:8, 4:8] = 1
+        case = case_of(tmp_path, labels * 100, labels)
+        found = sights(case, absent=2)
+        assert [sight.scene.z for sight in found] == [1, 3, 4, 5, 7]
+        assert [len(sight.scene.regions) for sight in found] == [0, 1, 1, 1, 0]
+        assert [sight.scene.z for sight in sights(case)] == [3, 4, 5]
+
+    def test_so_are_pictures(self, tmp_path: Path) -> None:
+        empty = case_of(tmp_path, np.arange(81, dtype=np.uint8).reshape(9, 9), np.zeros((9, 9), dtype=np.uint8))
+        assert len(sights(empty, absent=0)) == 1
+        assert not sights(empty)
