@@ -32,7 +32,7 @@ from palpate.errors import OutputError, SettingError, WeightsError
 from palpate.images.formats import replacing
 from palpate.models.adapters import Adapter, AdapterCard, Trained, applied, extracted
 from palpate.models.prompt_predictor import Items, LearnedPrompts, PromptPredictor, Variant
-from palpate.models.promptable import ImageEmbedding, PromptBatch
+from palpate.models.promptable import ImageEmbedding, LearnedClass, PromptBatch
 from palpate.models.sam import SamPromptDecoder
 from palpate.models.sam2 import HieraEncoder, Sam2PromptDecoder
 
@@ -40,14 +40,6 @@ FORMAT = 1
 """Grows when a file can no longer be read by an older palpate."""
 
 _METADATA = "palpate_learned_prompts"
-
-
-@dataclass(frozen=True)
-class LearnedClass:
-    """What is looked for: its name, and its value in label maps."""
-
-    name: str
-    value: int
 
 
 @dataclass(frozen=True)

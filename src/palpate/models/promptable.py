@@ -75,6 +75,14 @@ class MaskPrediction:
     object_logits: Array | None = None
 
 
+@dataclass(frozen=True)
+class LearnedClass:
+    """What is looked for: its name, and its value in label maps."""
+
+    name: str
+    value: int
+
+
 @runtime_checkable
 class PromptableModel(Protocol):
     """Two verbs. Encoding is slow and happens once an image; decoding is fast and happens once a prompt."""
