@@ -17,18 +17,22 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from palpate.errors import SettingError, WeightsError
 from palpate.images.formats import replacing
 from palpate.models import adapters, catalogue
 from palpate.models.catalogue import Adapted, ModelCard, card, home, stored
 from palpate.models.promptable import PromptableModel, PromptSupport, WeightsSource
+
+if TYPE_CHECKING:
+    from palpate.models.learned import Finder, LearnedCard
 
 __all__ = [
     "Layout",
@@ -40,6 +44,7 @@ __all__ = [
     "home",
     "load",
     "load_into",
+    "load_learned",
     "load_state",
     "merge",
     "network_hash",
@@ -53,12 +58,13 @@ __all__ = [
 
 class Loaded(NamedTuple):
     """A model in eval mode, the `content_hash` of the weights in it, to be stated with every result, and that of its
-    encoder alone, which decides its embeddings; and which prompts it takes."""
+    encoder alone, which decides its embeddings; which prompts it takes; and its finder, if it has learned prompts."""
 
     model: PromptableModel
     weights_hash: str
     encoder_hash: str
     prompts: PromptSupport
+    finder: "Finder | None" = None
 
 
 def load(
@@ -95,6 +101,34 @@ def load(
     network.to(device).eval()
     assert isinstance(network, PromptableModel)
     return Loaded(network, found, encoder_hash(network), prompts)
+
+
+def load_learned(path: Path, *, weights: Path | None = None, device: str | torch.device = "cpu") -> Loaded:
+    """Learned prompts (`palpate learn` makes them) on their base model, which the file's card names.
+
+    What training changed in the decoder is put on as well, and answers manual prompts, too: it is one model. Its
+    `weights_hash` covers both. `weights` is the base model's checkpoint, where it is not the released one. Where the
+    prompts look at more than the embedding, the model's embeddings hold its `levels`, and its `encoder_hash` differs.
+
+    Raises:
+        UnknownModel: no card has the base model's name.
+        WeightsError: the file or the base model is missing or damaged, or they do not belong together.
+    """
+    # It imports transformers, which whoever only lists models or adds weights need not wait for.
+    from palpate.models import learned as learned_prompts
+
+    learned = learned_prompts.read(path)
+    chosen = card(learned.card.base)
+    network, found = _of_file(chosen, weights) if weights is not None else _as_released(chosen)
+    _check_base(learned.card, chosen, found, path)
+    finder = learned_prompts.put_on(network, learned).to(device)
+    network.to(device).eval()
+    assert isinstance(network, PromptableModel)
+    if learned.card.variant == "high-res" and hasattr(network, "keep_levels"):  # SAM 2 gives them anyway
+        network.keep_levels = True  # pyright: ignore[reportAttributeAccessIssue]
+    own = {f"learned.{name}": tensor for name, tensor in finder.state_dict().items()}
+    found = content_hash({**chosen.restore(dict(network.state_dict())), **own})
+    return Loaded(network, found, encoder_hash(network), chosen.prompts, finder)
 
 
 def merge(adapter: Path, output: Path, *, share: float = 1.0, weights: Path | None = None) -> str:
@@ -139,10 +173,25 @@ def merge(adapter: Path, output: Path, *, share: float = 1.0, weights: Path | No
 def _of_file(chosen: ModelCard, path: Path) -> tuple[nn.Module, str]:
     """A network with the weights in a file, and their `content_hash`."""
     state = load_state(path, chosen)
-    network = chosen.build()
+    with _Undrawn():
+        network = chosen.build()
     assert isinstance(network, nn.Module)
     load_into(network, chosen.rename(state))
     return network, content_hash(state)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Zeros where a new network would draw random numbers: a file's weights take their place, all or none.
+
+    To draw 641 million numbers takes longer than to read as many. (Left as memory happens to be, truncated normals
+    would be drawn again until they fit, for ever.)
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.uniform_, Tensor.normal_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_):
+            with torch.no_grad():
+                return (args[0] if args else kwargs["tensor"]).zero_()
+        return func(*args, **(kwargs or {}))
 
 
 def _as_released(chosen: ModelCard) -> tuple[nn.Module, str]:
@@ -216,7 +265,7 @@ def network_hash(network: nn.Module, wanted: ModelCard) -> str:
     return content_hash(wanted.restore(dict(network.state_dict())))
 
 
-def _check_base(made: adapters.AdapterCard, wanted: ModelCard, found: str, path: Path) -> None:
+def _check_base(made: "adapters.AdapterCard | LearnedCard", wanted: ModelCard, found: str, path: Path) -> None:
     if made.base_sha256 != found:
         raise WeightsError(
             f"{path} was made from other weights of {wanted.name} ({made.base_sha256[:12]}…) than these "
@@ -569,8 +618,14 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def encoder_hash(network: nn.Module) -> str:
-    """`content_hash` of all but the prompt decoder."""
-    return content_hash({n: t for n, t in network.state_dict().items() if not n.startswith("prompt_decoder.")})
+    """`content_hash` of all but the prompt decoder; another one where embeddings are asked to hold levels as well.
+
+    Embeddings are kept under this hash, and one without levels must not answer for one with them.
+    """
+    found = content_hash({n: t for n, t in network.state_dict().items() if not n.startswith("prompt_decoder.")})
+    if getattr(network, "keep_levels", False):
+        return hashlib.sha256(f"{found} with levels".encode()).hexdigest()
+    return found
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------
