@@ -60,14 +60,18 @@ def test_models_says_how_to_get_weights_that_are_not_here(
 ) -> None:
     monkeypatch.setenv("PALPATE_HOME", str(tmp_path))
     text = _said(capsys, "models")
-    for words in ("lite-medsam", "Apache-2.0", "2304.12306", "palpate models get"):
+    for words in ("lite-medsam", "Apache-2.0", "2304.12306", "palpate models get", "mobile-sam", "641 M"):
         assert words in text
-    entries = json.loads(_said(capsys, "models", "--json"))["models"]
-    assert [entry["name"] for entry in entries] == ["lite-medsam", "lite-medsam-robust"]
-    for entry in entries:
+    entries = {entry["name"]: entry for entry in json.loads(_said(capsys, "models", "--json"))["models"]}
+    assert list(entries)[:2] == ["lite-medsam", "lite-medsam-robust"]
+    for name, entry in entries.items():
         assert entry["weights"] is None
-        assert entry["prompts_trained"] == ["box"]
-        assert entry["get"] == "palpate models get lite-medsam"  # the robust one is made of the same file
+        base = "lite-medsam" if name == "lite-medsam-robust" else name  # which is made of the same file
+        assert entry["get"] == f"palpate models get {base}"
+    assert entries["medsam"]["prompts_trained"] == ["box"]
+    assert entries["sam-vit-b"]["prompts_trained"] == ["box", "points"]
+    assert entries["sam-vit-b"]["file"] == "sam_vit_b_01ec64.pth"
+    assert entries["lite-medsam-robust"]["file"] == "lite_medsam.pth"
 
 
 @pytest.mark.parametrize(

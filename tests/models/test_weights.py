@@ -18,7 +18,7 @@ from palpate.models.catalogue import ModelCard, adapted, card, stored
 from palpate.models.lite_medsam import LiteMedSAM
 from palpate.models.promptable import WeightsSource
 from palpate.models.sam import to_segment_anything
-from tiny_networks import tiny_lite_medsam
+from tiny_networks import tiny_lite_medsam, tiny_sam
 
 PACKAGE, MEMBER = "palpate-tiny-weights", "tiny_weights/tiny.pth"
 
@@ -225,6 +225,144 @@ def test_weights_of_your_own_are_not_stored_as_the_published_ones_but_can_be_use
     assert torch.equal(model.prompt_decoder.mask_decoder.iou_token.weight, released["mask_decoder.iou_token.weight"])
 
 
+# --- Files that a person downloads ------------------------------------------------------------------------------------
+
+ADDRESS = "https://example.org/tiny.pth"
+
+
+@pytest.fixture
+def by_hand(tiny: ModelCard) -> ModelCard:
+    """The tiny model as if its file were on somebody's server: the file's hash is known, the tensors' is not."""
+    source = WeightsSource(tiny.weights.sha256, tiny.weights.size_bytes, file="tiny.pth", address=ADDRESS)
+    return dataclasses.replace(tiny, weights=source, content_sha256=None)
+
+
+@pytest.fixture
+def unknown(by_hand: ModelCard) -> ModelCard:
+    """The same, and nobody has said the file's hash."""
+    source = WeightsSource(None, None, file="tiny.pth", address=ADDRESS)
+    return dataclasses.replace(by_hand, weights=source)
+
+
+@pytest.mark.parametrize("verb", [weights.get, weights.load])
+def test_what_pip_cannot_fetch_is_explained(
+    by_hand: ModelCard, verb: Callable[[ModelCard], object], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("nothing may be fetched")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(WeightsError, match=rf"download tiny\.pth \(0 MB\) from {ADDRESS} and run .*add tiny PATH`"):
+        verb(by_hand)
+    assert not home.exists()
+
+
+def test_a_downloaded_file_is_known_by_its_hash_and_its_tensors_from_then_on(
+    by_hand: ModelCard, released: dict[str, Tensor], file: Path
+) -> None:
+    path = weights.add(by_hand, file)
+    assert weights.get(by_hand) == path == stored("tiny")
+    loaded = weights.load(by_hand)
+    assert loaded.weights_hash == weights.content_hash(released)
+    with safetensors.safe_open(path, "pt") as opened:
+        about = opened.metadata()
+    assert about["source_sha256"] == by_hand.weights.sha256
+    changed = safetensors.torch.load_file(path)
+    changed["mask_decoder.iou_token.weight"][0, 0] += 1e-3
+    safetensors.torch.save_file(changed, path, metadata=about)
+    with pytest.raises(WeightsError, match=r"have changed since they were added: .*palpate models add tiny PATH"):
+        weights.load(by_hand)
+    safetensors.torch.save_file(changed, path)
+    with pytest.raises(WeightsError, match="was not put there by palpate"):
+        weights.load(by_hand)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(WeightsError, match=r"cut short.*palpate models add tiny PATH"):
+        weights.load(by_hand)
+
+
+def test_a_file_that_fits_and_is_not_the_published_one_is_refused_where_that_can_be_known(
+    by_hand: ModelCard, released: dict[str, Tensor], tmp_path: Path, home: Path
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(released, path)
+    with pytest.raises(WeightsError, match=r"SHA-256 of the file .*--weights PATH"):
+        weights.add(by_hand, path)
+    assert not home.exists()
+    found = weights._file_hash(path)
+    also = dataclasses.replace(by_hand, weights=dataclasses.replace(by_hand.weights, also_sha256=(found,)))
+    assert weights.add(also, path) == stored("tiny")
+
+
+def test_where_it_cannot_be_known_a_file_that_fits_is_kept(
+    unknown: ModelCard, released: dict[str, Tensor], tmp_path: Path, home: Path
+) -> None:
+    assert not unknown.can_be_checked
+    path = tmp_path / "some.pth"
+    torch.save({name: tensor for name, tensor in released.items() if "iou_token" not in name}, path)
+    with pytest.raises(WeightsError, match="1 missing"):
+        weights.add(unknown, path)
+    assert not home.exists()
+    torch.save({"model": released}, path)
+    weights.add(unknown, path)
+    assert weights.load(unknown).weights_hash == weights.content_hash(released)
+
+
+def test_another_models_published_file_is_called_by_its_name(
+    by_hand: ModelCard, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = dataclasses.replace(
+        by_hand, name="twin", weights=dataclasses.replace(by_hand.weights, sha256="0" * 64, file="twin.pth")
+    )
+    monkeypatch.setattr(catalogue, "CARDS", (by_hand, twin))
+    with pytest.raises(WeightsError, match="is the published file of tiny; `palpate models add tiny"):
+        weights.add(twin, file)
+
+
+def test_tensors_that_nothing_reads_are_left_out_and_others_too_many_are_not(
+    unknown: ModelCard, released: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "with-head.pth"
+    torch.save({**released, "image_encoder.head.weight": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match=r"1 unexpected \(image_encoder\.head\.weight\)"):
+        weights.add(unknown, path)
+    known = dataclasses.replace(unknown, unused=("image_encoder.head.weight",))
+    assert "image_encoder.head.weight" not in safetensors.torch.load_file(weights.add(known, path))
+    assert weights.load(known, weights=path).weights_hash == weights.content_hash(released)
+
+
+def test_tensors_that_share_memory_are_stored_apart(
+    unknown: ModelCard, released: dict[str, Tensor], tmp_path: Path
+) -> None:
+    one, other = "mask_decoder.transformer.layers.0.norm1.bias", "mask_decoder.transformer.layers.0.norm2.bias"
+    released[other] = released[one]  # the same memory
+    both = torch.stack([released[one] + 1, released[one] + 2])
+    released["mask_decoder.transformer.layers.0.norm3.bias"] = both[1]  # a part of more
+    path = tmp_path / "shared.pth"
+    torch.save(released, path)
+    kept = safetensors.torch.load_file(weights.add(unknown, path))
+    assert weights.content_hash(kept) == weights.content_hash(released)
+
+
+def test_a_sam_saved_by_transformers_is_read_as_if_it_were_the_original(tmp_path: Path) -> None:
+    network = tiny_sam()
+    model = dataclasses.replace(card("sam-vit-b"), name="tiny", build=tiny_sam, layout="sam-vit")
+    original = {name: tensor.clone() for name, tensor in model.restore(dict(network.state_dict())).items()}
+    torch.save(original, tmp_path / "original.pth")
+    theirs = {
+        name.replace("image_encoder.", "vision_encoder.").removeprefix("prompt_decoder."): tensor.clone()
+        for name, tensor in network.state_dict().items()
+    }
+    theirs["shared_image_embedding.positional_embedding"] = theirs.pop(
+        "prompt_encoder.shared_embedding.positional_embedding"
+    )
+    safetensors.torch.save_file(theirs, tmp_path / "model.safetensors")
+    as_original = weights.load(model, weights=tmp_path / "original.pth")
+    as_theirs = weights.load(model, weights=tmp_path / "model.safetensors")
+    assert as_original.weights_hash == as_theirs.weights_hash == weights.content_hash(original)
+    assert as_original.encoder_hash == as_theirs.encoder_hash
+    assert as_theirs.prompts.best_of_three
+
+
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +451,7 @@ FOREIGN = {
         "image_encoder.patch_embed.proj.weight": (768, 3, 16, 16),
         "image_encoder.blocks.0.Adapter.channel.0.weight": (192, 768),
     },
-    "a SAM 2 or MedSAM2 checkpoint": {"image_encoder.trunk.pos_embed": (1, 96, 7, 7)},
+    "a SAM 2 checkpoint of a size that was never released": {"image_encoder.trunk.pos_embed": (1, 96, 7, 7)},
     "a Swin-LiteMedSAM checkpoint": {"image_encoder.stage1.0.weight": (1,)},
     "a Sam2Rad checkpoint": {"learnable_prompts.weight": (10, 256)},
     "a MobileSAM checkpoint": {

