@@ -24,7 +24,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.overrides import TorchFunctionMode
 
 from palpate.errors import SettingError, WeightsError
 from palpate.images.formats import replacing
@@ -175,25 +174,10 @@ def _of_file(chosen: ModelCard, path: Path) -> tuple[nn.Module, str]:
     """A network with the weights in a file, and their `content_hash`."""
     state = load_state(path, chosen)
     with _Undrawn():
-        with _Undrawn():
         network = chosen.build()
     assert isinstance(network, nn.Module)
     load_into(network, chosen.rename(state))
     return network, content_hash(state)
-
-
-class _Undrawn(TorchFunctionMode):
-    """Zeros where a new network would draw random numbers: a file's weights take their place, all or none.
-
-    To draw 641 million numbers takes longer than to read as many. (Left as memory happens to be, truncated normals
-    would be drawn again until they fit, for ever.)
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.uniform_, Tensor.normal_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_):
-            with torch.no_grad():
-                return (args[0] if args else kwargs["tensor"]).zero_()
-        return func(*args, **(kwargs or {}))
 
 
 class _Undrawn(TorchFunctionMode):
