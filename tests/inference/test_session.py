@@ -371,7 +371,7 @@ class TestVolumes:
 
     def test_a_range_without_a_slice_starts_in_its_middle(self, on_volume: Session) -> None:
         found = on_volume.predict(Box(0, 0, 30, 30), z_range=(1, 4))
-        assert found.objects[0].target.z == 2
+        assert found.objects[0].targets[0].z == 2
         assert found.objects[0].slices == (1, 4)
 
     def test_volume_in_millilitres(self, fake_session: Session) -> None:
@@ -446,6 +446,7 @@ class TestWhatIsToldAboutAResult:
             "overlap": "score",
             "until_end": True,
             "palpate_version": version("palpate"),
+            "mode": "manual",
         }
 
     def test_a_guessed_modality_is_told_as_a_guess(self, fake_session: Session) -> None:
@@ -461,7 +462,7 @@ class TestWhatIsToldAboutAResult:
     def test_a_box_over_the_border_is_cut_and_told(self, on_picture: Session) -> None:
         found = on_picture.predict(Box(-5, 8, 20, 99))
         assert found.notes == ("the box (-5, 8, 20, 99) reached over the border and was cut to (0, 8, 20, 63)",)
-        assert found.objects[0].target.prompts == (Box(0, 8, 20, 63),)
+        assert found.objects[0].targets[0].prompts == (Box(0, 8, 20, 63),)
 
     def test_a_kind_that_the_model_never_saw_is_told_once(self, on_picture: Session) -> None:
         found = on_picture.predict_all([Target((Points([(10, 12)]),), 1), Target((Points([(45, 35)]),), 2)])

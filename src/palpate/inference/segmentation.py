@@ -24,6 +24,8 @@ class SegmentedObject:
 
     `predicted_iou` is the model's own estimate of its overlap with the truth, averaged over the slices it was found
     on; `voxels` counts those it got in the label map; `slices` are the first and last slice with any of them.
+    `targets` are what was drawn for it, none where the model found it by itself; then `object_probability` is the
+    model's own estimate (of a volume: on the slice where it is highest) that there is such an object at all.
     """
 
     label: int
@@ -32,12 +34,22 @@ class SegmentedObject:
     voxels: int
     volume_ml: float | None
     slices: tuple[int, int] | None
-    target: Target
+    targets: tuple[Target, ...]
+    object_probability: float | None = None
+
+    @property
+    def score(self) -> float:
+        """How sure the model is of this mask: object probability x predicted IoU; 0 where it found nothing."""
+        return self.predicted_iou * (1.0 if self.object_probability is None else self.object_probability)
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a segmentation: enough to make it again."""
+    """What made a segmentation: enough to make it again.
+
+    `overlap` says who gets a pixel that several objects claim: a policy of `predict_all`, or of what was found by
+    learned prompts, `logits` (the highest) or `none` (a map of one class). `mode` is one of `Session.find`.
+    """
 
     model: str
     weights_hash: str
@@ -49,6 +61,7 @@ class Provenance:
     overlap: str
     until_end: bool
     palpate_version: str
+    mode: str = "manual"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,20 +127,27 @@ class Segmentation:
                     "voxels": item.voxels,
                     "volume_ml": None if item.volume_ml is None else round(item.volume_ml, 4),
                     "slices": list(item.slices) if item.slices else None,
+                    **_sureness(item),
                 }
                 for item in self.objects
             ],
-            "objects": [target_to_json(item.target) for item in self.objects],
+            "objects": [target_to_json(target) for item in self.objects for target in item.targets],
             "notes": list(self.notes),
         }
 
     def _only_slice(self) -> np.ndarray:
         axis = self.provenance.axis or 0
-        touched = {item.target.z if item.target.z is not None else 0 for item in self.objects}
+        touched = {target.z or 0 for item in self.objects for target in item.targets}
         for item in self.objects:
-            touched |= {*(item.target.z_range or ()), *(item.slices or ())}
-        if len(touched) > 1:
+            touched |= {number for target in item.targets for number in target.z_range or ()} | {*(item.slices or ())}
+        if len(touched) > 1 or (not touched and self.labels.shape[axis] > 1):
             raise OutputError(
                 "a PNG holds one slice, and this segmentation covers several; write .nii.gz, .nrrd or .npz instead"
             )
-        return np.ascontiguousarray(slice_first(self.labels, axis)[touched.pop()])
+        return np.ascontiguousarray(slice_first(self.labels, axis)[touched.pop() if touched else 0])
+
+
+def _sureness(item: SegmentedObject) -> dict[str, float]:
+    if item.object_probability is None:
+        return {}
+    return {"object_probability": round(item.object_probability, 4), "score": round(item.score, 4)}

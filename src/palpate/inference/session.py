@@ -21,10 +21,20 @@ from palpate.inference.batching import alike, batch_of
 from palpate.inference.box_search import Answer, best_box
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.embeddings import EmbeddingStore, embedding_key
+from palpate.inference.finding import (
+    ClassAnswer,
+    Finding,
+    Mode,
+    by_class,
+    carry_through,
+    find_slices,
+    notes_on,
+    painted,
+)
 from palpate.inference.painting import Overlap, paint, score
 from palpate.inference.preview import LegendLine, Tile, draw
 from palpate.inference.propagation import SliceMask, Track, doubtful_slices, propagate
-from palpate.inference.runtimes import Runtime
+from palpate.inference.runtimes import FindingRuntime, Runtime
 from palpate.inference.segmentation import Provenance, Segmentation, SegmentedObject
 from palpate.models import DEFAULT
 from palpate.models.frame import CanvasPrompt
@@ -32,6 +42,8 @@ from palpate.models.promptable import ImageEmbedding, PromptKind
 from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target
 
 if TYPE_CHECKING:
+    import torch
+
     from palpate.models.adapters import AdapterCard
 
 Progress = Callable[[int, int], None]
@@ -59,6 +71,13 @@ class _Scene:
     @property
     def depth(self) -> int:
         return self.slices.shape[0]
+
+    def volume_ml(self, voxels: int) -> float | None:
+        """Of so many voxels, where the image says how large they are."""
+        if self.axis is None or not self.image.knows_place:
+            return None
+        # Not the product of the spacings: a tilted gantry shears the voxels, which makes them no larger.
+        return voxels * float(abs(np.linalg.det(self.image.affine[:3, :3]))) / 1000
 
 
 class Session:
@@ -225,6 +244,163 @@ class Session:
             notes=tuple(notes),
         )
 
+    def find(
+        self,
+        targets: Sequence[Target] = (),
+        *,
+        mode: Mode | str = "autonomous",
+        carry: bool = False,
+        progress: Progress | None = None,
+    ) -> Segmentation:
+        """Segment every class that was learned (`palpate.load(auto=...)`), on every slice.
+
+        - `autonomous`: nothing is drawn.
+        - `semi-autonomous`: what is drawn goes in beside what was learned, on its slice and for its class, which its
+          name says or else its label; other classes and slices are autonomous.
+        - `manual`: learned prompts are left out. The same as `predict_all(targets)`.
+
+        There is one object a class, with its label and name. A class whose object logit is below 0 is not there: its
+        object has no pixels, and a note says so. A pixel that several classes claim belongs to that of the highest
+        logit (see `palpate.inference.finding`). With `carry`, each class of a volume is followed from its most certain
+        slice, as a drawn box would be.
+
+        Raises:
+            PromptError: a prompt that makes no sense on this image, in this mode, or for any class that was learned.
+            SettingError: a mode that does not exist, or a session without learned prompts.
+        """
+        if mode == "manual":
+            return self.predict_all(targets, progress=progress)
+        findings, labels, notes = self._find(targets, mode=mode, carry=carry, progress=progress)
+        overlap = "score" if carry and self._ready().axis is not None else "logits"
+        return self._segmentation(findings, labels, notes, mode=mode, overlap=overlap, carry=carry)
+
+    def find_each(
+        self,
+        targets: Sequence[Target] = (),
+        *,
+        mode: Mode | str = "autonomous",
+        carry: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[Segmentation, ...]:
+        """The same as `find`, as a map of its own for each class (`manual`: each label), which may overlap.
+
+        Raises:
+            PromptError, SettingError: as `find` does.
+        """
+        if mode == "manual":
+            each = {target.label: [other for other in targets if other.label == target.label] for target in targets}
+            return tuple(self.predict_all(some, progress=progress) for some in each.values())
+        findings, _, _ = self._find(targets, mode=mode, carry=carry, progress=progress)
+        scene = self._ready()
+        maps: list[Segmentation] = []
+        for finding in findings:
+            labels = painted([finding], (scene.depth, *scene.shape))
+            notes = notes_on([finding], labels)
+            maps.append(self._segmentation([finding], labels, notes, mode=mode, overlap="none", carry=carry))
+        return tuple(maps)
+
+    def _find(
+        self, targets: Sequence[Target], *, mode: str, carry: bool, progress: Progress | None
+    ) -> tuple[list[Finding], np.ndarray, list[str]]:
+        """What is found of each class, the label map (slice, row, column), and notes."""
+        scene, runtime = self._ready(), self._finding_runtime()
+        if mode not in get_args(Mode):
+            raise SettingError(f"there is no mode {mode!r}; choose {', '.join(get_args(Mode))}")
+        if mode == "autonomous" and targets:
+            raise PromptError("nothing can be drawn in the autonomous mode; choose semi-autonomous, or leave it out")
+        if mode == "semi-autonomous" and not targets:
+            raise PromptError("in the semi-autonomous mode something is drawn; choose autonomous, or draw a prompt")
+        notes: dict[str, None] = {}
+        # Learned prompts were trained beside boxes, points and masks, so every kind goes to the network as it is.
+        placed = [self._placed(target, scene, notes, as_it_is=True) for target in targets]
+        drawn = by_class(placed, runtime.classes)
+        findings, labels = find_slices(
+            lambda z: self._class_answers(z, drawn, runtime),
+            runtime.classes,
+            shape=(scene.depth, *scene.shape),
+            drawn=drawn,
+            progress=progress,
+        )
+        if carry and scene.axis is not None:
+            carry_through(findings, self.runtime.frame, self._decode)
+            labels = painted(findings, labels.shape)
+        return findings, labels, [*notes, *notes_on(findings, labels)]
+
+    def _finding_runtime(self) -> FindingRuntime:
+        if not isinstance(self.runtime, FindingRuntime):
+            raise SettingError(
+                f"{self.runtime.model} has no learned prompts, so it finds nothing by itself; load a file that "
+                "`palpate learn` made (--auto FILE, in Python palpate.load(auto=FILE)), or draw a prompt"
+            )
+        return self.runtime
+
+    def _class_answers(
+        self, z: int, drawn: Mapping[int, Sequence[Target]], runtime: FindingRuntime
+    ) -> list[ClassAnswer]:
+        """What is found of each class on a slice. Of a class that was drawn in several parts, it is all of them."""
+        scene, embedding = self._ready(), self._embedding(z)
+        here = {i: [target for target in targets if (target.z or 0) == z] for i, targets in drawn.items()}
+        items = [
+            (i, None if target is None else runtime.frame.prompts(target.prompts, scene.shape))
+            for i in range(len(runtime.classes))
+            for target in here.get(i) or [None]
+        ]
+        groups = [[n for n, (_, prompt) in enumerate(items) if prompt is None]]
+        with_prompt = {n: prompt for n, (_, prompt) in enumerate(items) if prompt is not None}
+        groups += [[list(with_prompt)[k] for k in members] for members in alike(list(with_prompt.values()))]
+        answers: dict[int, ClassAnswer] = {}
+        for members in filter(None, groups):
+            prompts = [with_prompt[n] for n in members if n in with_prompt]
+            numbers = np.array([items[n][0] for n in members], dtype=np.int64)
+            found = runtime.find(embedding, numbers, batch_of(prompts) if prompts else None)
+            assert found.object_logits is not None
+            for k, (n, i) in enumerate(zip(members, numbers.tolist(), strict=True)):
+                answer = ClassAnswer(
+                    runtime.frame.image(found.logits[k, 0], scene.shape),
+                    float(found.predicted_iou[k, 0]),
+                    float(found.object_logits[k]),
+                    drawn=n in with_prompt,
+                )
+                answers[i] = answer if i not in answers else answers[i].united(answer)
+        return [answers[i] for i in range(len(runtime.classes))]
+
+    def _segmentation(
+        self,
+        findings: Sequence[Finding],
+        labels: np.ndarray,
+        notes: Sequence[str],
+        *,
+        mode: str,
+        overlap: str,
+        carry: bool,
+    ) -> Segmentation:
+        """A result of what was found; `labels` are (slice, row, column)."""
+        scene = self._ready()
+        followed = carry and scene.axis is not None
+        objects: list[SegmentedObject] = []
+        for finding in findings:
+            voxels = int((labels == finding.wanted.value).sum())
+            objects.append(
+                SegmentedObject(
+                    label=finding.wanted.value,
+                    name=finding.wanted.name,
+                    predicted_iou=finding.predicted_iou,
+                    voxels=voxels,
+                    volume_ml=scene.volume_ml(voxels),
+                    slices=finding.slices if scene.axis is not None else None,
+                    targets=finding.targets,
+                    object_probability=finding.probability,
+                )
+            )
+        made = self._provenance(scene, overlap, until_end=followed)
+        return Segmentation(
+            labels=labels[0] if scene.axis is None else np.ascontiguousarray(slice_back(labels, scene.axis)),
+            objects=tuple(objects),
+            geometry=scene.image.geometry,
+            provenance=replace(made, mode=mode),
+            notes=tuple(notes),
+        )
+
     def preview(self, segmentation: Segmentation) -> Picture.Image:
         """A picture of the image, the prompts and the outlines: the prompted slice, or six slices of a range.
 
@@ -239,11 +415,11 @@ class Session:
                 "this segmentation is of another image, or cut along another axis; set that image again to draw it"
             )
         labels = segmentation.labels[None] if scene.axis is None else slice_first(segmentation.labels, scene.axis)
-        targets = [item.target for item in segmentation.objects]
+        targets = [target for item in segmentation.objects for target in item.targets]
         tiles = [_tile(z, scene, labels[z], targets) for z in _shown_slices(segmentation)]
         provenance = segmentation.provenance
         legend = [
-            LegendLine(item.label, f"{item.name or f'label {item.label}'}: predicted IoU {item.predicted_iou:.2f}")
+            LegendLine(item.label, f"{item.name or f'label {item.label}'}: {_sureness(item)}")
             for item in segmentation.objects
         ]
         modality = "modality unknown" if provenance.modality == "unknown" else provenance.modality
@@ -254,8 +430,11 @@ class Session:
             raise PromptError("no image is set; call set_image(image) before predict(...)")
         return self._scene
 
-    def _placed(self, target: Target, scene: _Scene, notes: dict[str, None]) -> Target:
-        """The target with every prompt on an existing slice and inside it."""
+    def _placed(self, target: Target, scene: _Scene, notes: dict[str, None], *, as_it_is: bool = False) -> Target:
+        """The target with every prompt on an existing slice and inside it.
+
+        Unless all prompts go to the network as they are, those that it does not take are refused or told.
+        """
         z, z_range = target.z, target.z_range
         if scene.axis is None:
             if z not in (None, 0) or z_range not in (None, (0, 0)):
@@ -276,7 +455,8 @@ class Session:
                 raise PromptError(f"the prompted slice {z} lies outside the slice range {z_range[0]}..{z_range[1]}")
         placed: list[Prompt] = []
         for prompt in target.prompts:
-            self._check_supported(prompt, notes)
+            if not as_it_is:
+                self._check_supported(prompt, notes)
             inside = prompt.inside(scene.shape)
             if isinstance(prompt, Box) and inside != prompt:
                 notes[f"the box {prompt} reached over the border and was cut to {inside}"] = None
@@ -374,19 +554,21 @@ def load(
     device: str = "auto",
     weights: str | Path | None = None,
     adapter: str | Path | None = None,
+    auto: str | Path | None = None,
     cache: EmbeddingCache | None = None,
 ) -> Session:
     """A session on a model of the catalogue (`palpate models` lists them), or on an adapter file and its base model.
 
-    Without a `model` it is the base model of the `adapter`, if there is one, and else `palpate.models.DEFAULT`.
-    `device` is auto, cpu, cuda, cuda:N or mps. `weights` takes a checkpoint file of your own instead of the known one,
-    and `adapter` what `palpate finetune` made. `cache` keeps embeddings on disk; see
+    Without a `model` it is the base model of the `adapter` or of the learned prompts, if there are any, and else
+    `palpate.models.DEFAULT`. `device` is auto, cpu, cuda, cuda:N or mps. `weights` takes a checkpoint file of your own
+    instead of the known one, `adapter` what `palpate finetune` made, and `auto` what `palpate learn` made: such a
+    session finds its classes by itself (`Session.find`). `cache` keeps embeddings on disk; see
     `palpate.inference.embedding_cache`.
 
     Raises:
         UnknownModel: no model of that name.
         WeightsError: the weights are missing, changed or of another model; the message says which command gets them.
-        SettingError: a device that does not exist here, or two adapters.
+        SettingError: a device that does not exist here, two adapters, or learned prompts with an adapter.
     """
     # torch takes seconds to import; `import palpate` must not.
     from palpate.inference.runtimes.torch import TorchRuntime, choose_device
@@ -394,6 +576,13 @@ def load(
     from palpate.models import weights as checkpoints
     from palpate.models.adapters import read_card
 
+    own = None if weights is None else Path(weights)
+    if auto is not None:
+        if adapter is not None:
+            raise SettingError(
+                f"{auto} brings along what it changed in its base model, so no adapter goes on top; leave {adapter} out"
+            )
+        return _finding(Path(auto), model=model, device=choose_device(device), weights=own, cache=cache)
     path = None if adapter is None else Path(adapter)
     if model is not None and model.endswith(".safetensors"):
         if path is not None:
@@ -407,10 +596,36 @@ def load(
         if model is None and weights is not None:
             card = card.origin  # whose checkpoint it may be; the default's own weights are in no file
     chosen = choose_device(device)
-    loaded = checkpoints.load(card, weights=None if weights is None else Path(weights), adapter=path, device=chosen)
+    loaded = checkpoints.load(card, weights=own, adapter=path, device=chosen)
     name = card.name if made is None else f"{card.name} + {made.name}"
     runtime = TorchRuntime(loaded.model, name, loaded.weights_hash, loaded.encoder_hash, loaded.prompts, chosen)
     return Session(runtime, cache=cache, intensity=None if made is None else _trained_with(made))
+
+
+def _finding(
+    path: Path, *, model: str | None, device: torch.device, weights: Path | None, cache: EmbeddingCache | None
+) -> Session:
+    """A session on learned prompts and their base model."""
+    from palpate.inference.runtimes.torch import FindingTorchRuntime
+    from palpate.models import weights as checkpoints
+    from palpate.models.learned import read_card
+
+    card = read_card(path)
+    if model not in (None, card.base):
+        raise SettingError(f"{path} was learned on {card.base}, not on {model}; give --model {card.base}, or none")
+    loaded = checkpoints.load_learned(path, weights=weights, device=device)
+    assert loaded.finder is not None
+    runtime = FindingTorchRuntime(
+        loaded.model,
+        f"{card.base} + {card.name}",
+        loaded.weights_hash,
+        loaded.encoder_hash,
+        loaded.prompts,
+        device,
+        loaded.finder,
+        card.classes,
+    )
+    return Session(runtime, cache=cache, intensity=parse_intensity(card.intensity) if card.intensity else None)
 
 
 def _is_a_lone_point(prompt: CanvasPrompt) -> bool:
@@ -422,6 +637,15 @@ def _trained_with(made: AdapterCard) -> Intensity | None:
     data = made.recipe.get("data")
     name = cast("Mapping[str, object]", data).get("intensity") if isinstance(data, Mapping) else None
     return parse_intensity(name) if isinstance(name, str) else None
+
+
+def _sureness(item: SegmentedObject) -> str:
+    """What a legend says of an object."""
+    if item.object_probability is None:
+        return f"predicted IoU {item.predicted_iou:.2f}"
+    if not item.voxels:
+        return f"not there (object probability {item.object_probability:.2f})"
+    return f"predicted IoU {item.predicted_iou:.2f}, object probability {item.object_probability:.2f}"
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -437,16 +661,22 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def _shown_slices(segmentation: Segmentation) -> list[int]:
     """The prompted slices, and where objects were carried through slices, as many of those as there is room for."""
-    prompted = sorted({item.target.z or 0 for item in segmentation.objects})
+    prompted = sorted({target.z or 0 for item in segmentation.objects for target in item.targets})
     if len(prompted) > _PREVIEW_TILES:
         prompted = [prompted[i] for i in np.linspace(0, len(prompted) - 1, _PREVIEW_TILES).round().astype(int)]
     carried = [
         item.slices
         for item in segmentation.objects
-        if item.slices and (item.target.z_range or segmentation.provenance.until_end)
+        if item.slices
+        and (
+            segmentation.provenance.until_end
+            or segmentation.provenance.mode != "manual"
+            or any(target.z_range for target in item.targets)
+        )
     ]
     if not carried:
-        return prompted
+        axis = segmentation.provenance.axis
+        return prompted or [0 if axis is None else segmentation.labels.shape[axis] // 2]
     first = min([low for low, _ in carried] + prompted)
     last = max([high for _, high in carried] + prompted)
     spread = np.linspace(first, last, min(_PREVIEW_TILES, last - first + 1)).round().astype(int).tolist()
@@ -479,9 +709,6 @@ def _on_slice(points: Points, z: int | None) -> Points:
 def _objects(
     targets: Sequence[Target], tracks: Sequence[Track], voxels: np.ndarray, scene: _Scene
 ) -> tuple[SegmentedObject, ...]:
-    # Not the product of the spacings: a tilted gantry shears the voxels, which makes them no larger.
-    voxel_mm3 = float(abs(np.linalg.det(scene.image.affine[:3, :3])))
-    has_volume = scene.axis is not None and scene.image.knows_place
     results: list[SegmentedObject] = []
     for target, track, count in zip(targets, tracks, voxels.tolist(), strict=True):
         found = [number for number, mask in track.masks.items() if mask.area]
@@ -491,9 +718,9 @@ def _objects(
                 name=target.name,
                 predicted_iou=score(track),
                 voxels=count,
-                volume_ml=count * voxel_mm3 / 1000 if has_volume else None,
+                volume_ml=scene.volume_ml(count),
                 slices=(min(found), max(found)) if found and scene.axis is not None else None,
-                target=target,
+                targets=(target,),
             )
         )
     return tuple(results)

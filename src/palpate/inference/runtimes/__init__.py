@@ -1,14 +1,14 @@
-"""What a session runs on: the model's two verbs over NumPy arrays, whatever computes them."""
+"""What a session runs on: the model's verbs over NumPy arrays, whatever computes them."""
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from palpate.models.frame import Frame
-from palpate.models.promptable import ImageEmbedding, MaskPrediction, PromptBatch, PromptSupport
+from palpate.models.promptable import ImageEmbedding, LearnedClass, MaskPrediction, PromptBatch, PromptSupport
 
 
 @runtime_checkable
@@ -52,4 +52,24 @@ class Runtime(Protocol):
         self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False
     ) -> MaskPrediction:
         """One mask an object, or the model's three candidates; fast."""
+        ...
+
+
+@runtime_checkable
+class FindingRuntime(Runtime, Protocol):
+    """A model that has learned where its classes are: it finds them without a prompt, or with one beside its own."""
+
+    @property
+    def classes(self) -> tuple[LearnedClass, ...]:
+        """What it looks for, in the order of the classes' numbers."""
+        ...
+
+    def find(
+        self, embedding: ImageEmbedding, classes: Int64[np.ndarray, " item"], drawn: PromptBatch | None = None
+    ) -> MaskPrediction:
+        """One mask an item, and whether its class is there at all (`object_logits`).
+
+        `classes` are numbers from 0. Prompt i of `drawn`, where there is one, goes in beside what was learned of item
+        i; all lie on the embedding's image 0.
+        """
         ...

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from palpate.errors import SettingError
 from palpate.models.frame import Frame
+from palpate.models.learned import Finder
+from palpate.models.prompt_predictor import Items
 from palpate.models.promptable import (
     ImageEmbedding,
+    LearnedClass,
     MaskPrediction,
     PromptableModel,
     PromptBatch,
@@ -51,10 +54,7 @@ class TorchRuntime:
     ) -> MaskPrediction:
         """One mask an object, or the model's three candidates."""
         with torch.inference_mode(), _full_precision():
-            held = ImageEmbedding(
-                self._tensor(embedding.features), tuple(self._tensor(level) for level in embedding.levels)
-            )
-            prediction = self.network.decode(held, prompts, multimask_output=multimask_output)
+            prediction = self.network.decode(self._held(embedding), prompts, multimask_output=multimask_output)
         present = prediction.object_logits
         return MaskPrediction(
             _array(prediction.logits),
@@ -62,9 +62,62 @@ class TorchRuntime:
             None if present is None else _array(present),
         )
 
+    def _held(self, embedding: ImageEmbedding) -> ImageEmbedding:
+        return ImageEmbedding(
+            self._tensor(embedding.features), tuple(self._tensor(level) for level in embedding.levels)
+        )
+
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         # Embeddings that were kept on disk are read-only maps, which torch may not share.
         return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class FindingTorchRuntime(TorchRuntime):
+    """A torch model with learned prompts for some classes."""
+
+    finder: Finder
+    classes: tuple[LearnedClass, ...]
+
+    def find(
+        self, embedding: ImageEmbedding, classes: Int64[np.ndarray, " item"], drawn: PromptBatch | None = None
+    ) -> MaskPrediction:
+        """One mask an item, and whether its class is there at all."""
+        logits: list[np.ndarray] = []
+        ious: list[np.ndarray] = []
+        objects: list[np.ndarray] = []
+        with torch.inference_mode(), _full_precision():
+            features, levels = self.finder.held(self._held(embedding))
+            for start in range(0, len(classes), _CLASSES_AT_ONCE):
+                some = slice(start, start + _CLASSES_AT_ONCE)
+                chosen = torch.from_numpy(classes[some]).to(self.device)
+                items = Items(torch.zeros_like(chosen), chosen)
+                learned = self.finder.learned(features, levels, items)
+                beside = None if drawn is None else _some(drawn, some)
+                found = self.finder.answered(features, levels, items, learned=learned, drawn=beside)
+                logits.append(_array(found.logits)[:, None])
+                ious.append(_array(found.predicted_iou)[:, None])
+                objects.append(_array(found.object_logits))
+        return MaskPrediction(np.concatenate(logits), np.concatenate(ious), np.concatenate(objects))
+
+
+_CLASSES_AT_ONCE = 4
+"""Each class has a copy of the image's cells, which of SAM 2's finest level takes 64 MiB, several times over."""
+
+
+def _some(prompts: PromptBatch, some: slice) -> PromptBatch:
+    """Prompts in NumPy arrays, some of them."""
+
+    def at(values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else values[some]
+
+    return PromptBatch(
+        prompts.image_index[some],
+        at(prompts.boxes),
+        at(prompts.points),
+        at(prompts.point_labels),
+        at(prompts.masks),
+    )
 
 
 def _full_precision() -> AbstractContextManager[None]:
