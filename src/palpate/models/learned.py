@@ -15,7 +15,8 @@ anything at all?), and what training changed in the decoder, as an adapter; besi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -122,7 +123,6 @@ class Finder(nn.Module):
             self.object_head = ObjectHead(channels)
         else:
             self.object_token = self.object_head = None
-            decoder.dynamic_multimask = False  # the one mask that learned tokens ask for is the one that was trained
         self._decoder = (decoder,)  # in a tuple, so that torch does not take it for a part of this module
 
     @property
@@ -206,7 +206,8 @@ class Finder(nn.Module):
     def _corner_tokens(self, learned: LearnedPrompts) -> Float[Tensor, "item 2 channel"]:
         """The learned boxes as two tokens each, also for SAM 2, whose own boxes come with a third."""
         corners = learned.corners() * self.decoder.canvas_size
-        return self.decoder.prompt_encoder._embed_boxes(corners[:, None])[:, 0]  # pyright: ignore[reportPrivateUsage]
+        tokens = self.decoder.prompt_encoder._embed_boxes(corners[:, None])[:, 0]  # pyright: ignore[reportPrivateUsage]
+        return tokens[:, :2]
 
     def _answer(
         self, cells: Tensor, levels: Sequence[Tensor], sparse: Tensor | None, dense: Tensor
@@ -216,8 +217,19 @@ class Finder(nn.Module):
             logits, ious, token = decoder.answer(cells, sparse, dense, first=self.object_token)
             objects = cast("ObjectHead", self.object_head)(token)
         else:
-            logits, ious, objects = decoder.answer(cells, sparse, dense, levels=(levels[0], levels[1]))
+            with _first_mask_only(decoder):
+                logits, ious, objects = decoder.answer(cells, sparse, dense, levels=(levels[0], levels[1]))
         return logits[:, 0], ious[:, 0], objects
+
+
+@contextmanager
+def _first_mask_only(decoder: Sam2PromptDecoder) -> Generator[None]:
+    """The one mask that learned tokens ask for is the one that was trained, stable or not."""
+    before, decoder.dynamic_multimask = decoder.dynamic_multimask, False
+    try:
+        yield
+    finally:
+        decoder.dynamic_multimask = before
 
 
 def _some(drawn: PromptBatch, places: Sequence[int]) -> PromptBatch:

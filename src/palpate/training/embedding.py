@@ -33,14 +33,17 @@ def embed(
     cache: EmbeddingCache,
     *,
     views: Views | None = None,
+    views_of_volumes: Views | None = None,
     slices_per_volume: int | None = None,
     min_pixels: int = 1,
     intensity: str | None = None,
+    absent: int | None = None,
     progress: Progress | None = None,
 ) -> Embedded:
     """Put the embedding of every scene of these cases into the cache; those that are there are not encoded again.
 
-    Interrupted, it has lost at most the scene it was encoding.
+    Interrupted, it has lost at most the scene it was encoding. `views_of_volumes` are those of slices of volumes, where
+    they differ from `views`; the other arguments are those of `palpate.training.scenes.sights_of`.
 
     Raises:
         DatasetError: a case cannot be read; the message names it.
@@ -57,9 +60,11 @@ def embed(
                 frame=runtime.frame,
                 encoder_hash=runtime.encoder_hash,
                 views=views,
+                views_of_volumes=views_of_volumes,
                 slices_per_volume=slices_per_volume,
                 min_pixels=min_pixels,
                 intensity=intensity,
+                absent=absent,
             )
             for sight in sights:
                 scenes.append(sight.scene)

@@ -37,11 +37,11 @@ CountOrAll = Annotated[
 """A number, or all, which is None in Python; TOML has no word for that."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-class DataRecipe(_Section):
+class DataRecipe(Section):
     """Which images, and which views of them.
 
     - `train` and `val` are names of splits; without a `val`, a share `held_out` of the subjects of `train` becomes it.
@@ -85,7 +85,7 @@ class DataRecipe(_Section):
         return Views(flips=self.flips, crops=self.crops, variants=self.variants, seed=seed)
 
 
-class PromptRecipe(_Section):
+class PromptRecipe(Section):
     """One ingredient of the prompt mix: a strategy (`palpate evaluate --list` shows them), how wrong it is, and its
     share. A severity of two numbers is drawn between them for every item."""
 
@@ -117,7 +117,7 @@ class PromptRecipe(_Section):
         return self
 
 
-class OptimiserRecipe(_Section):
+class OptimiserRecipe(Section):
     """How weights move.
 
     - `schedule`: `plateau` multiplies the rate by `factor` when the validation Dice has not risen for
@@ -139,7 +139,7 @@ class OptimiserRecipe(_Section):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class ValidationRecipe(_Section):
+class ValidationRecipe(Section):
     """What is measured after each epoch: the Dice on image pixels, for each of these prompts, drawn once and for all.
 
     The mean over prompts of the mean over data sets decides which epoch is kept. At most `objects` objects of a data
@@ -155,7 +155,7 @@ class ValidationRecipe(_Section):
     overlays: Annotated[int, Field(ge=0)] = 4
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole recipe.
 
     - `weights` is a checkpoint of the model to start from instead of the released one.

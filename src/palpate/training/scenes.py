@@ -269,6 +269,7 @@ def sights_of(
     frame: Frame,
     encoder_hash: str,
     views: Views | None = None,
+    views_of_volumes: Views | None = None,
     slices_per_volume: int | None = None,
     min_pixels: int = 1,
     intensity: str | None = None,
@@ -279,7 +280,8 @@ def sights_of(
     Of a volume, those slices count on which something is labelled; with `slices_per_volume`, that many of them,
     spread evenly. An object with fewer than `min_pixels` pixels in a view is not asked for there, and a view without
     any object is left out; unless `absent` is given: then they are kept, and so many slices of each volume are added on
-    which nothing is labelled, spread over all of those.
+    which nothing is labelled, spread over all of those. `views_of_volumes` are those of slices of a volume, where they
+    differ from `views`. Labelled is what belongs to one of the case's regions, if it has any.
 
     Raises:
         PalpateError: the case cannot be read.
@@ -290,7 +292,9 @@ def sights_of(
     seen = to_uint8(image, parse_intensity(intensity) if intensity else intensity_for(image))
     pixels = seen[None] if axis is None else slice_first(seen, axis)
     labels = labelled.labels[None] if axis is None else slice_first(labelled.labels, axis)
-    labelled_voxels = (labels > 0) & (labels != case.ignore) if case.ignore is not None else labels > 0
+    labelled_voxels = _labelled(labels, case)
+    if axis is not None:
+        views = views_of_volumes or views
     numbers = [0] if axis is None else np.flatnonzero(labelled_voxels.any(axis=(1, 2))).tolist()
     chosen = _spread(numbers, slices_per_volume)
     if absent is not None and axis is not None:
@@ -310,6 +314,12 @@ def sights_of(
             packed = zlib.compress(marked.tobytes(), level=1)
             extent = (marked.shape[0], marked.shape[1])
             yield Sight(Scene(case, z, view, key, extent, regions, packed, marked.dtype.str), shown)
+
+
+def _labelled(labels: Integer[np.ndarray, "slice row column"], case: Case) -> Bool[np.ndarray, "slice row column"]:
+    if case.regions:
+        return np.isin(labels, sorted({value for region in case.regions for value in region.values}))
+    return (labels > 0) & (labels != case.ignore) if case.ignore is not None else labels > 0
 
 
 def _spread(numbers: Sequence[int], most: int | None) -> list[int]:

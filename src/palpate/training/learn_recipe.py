@@ -1,0 +1,154 @@
+"""A recipe for learning prompts: what to look for, in how many images, and how it is learned."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from palpate.errors import SettingError
+from palpate.images.intensity import parse_intensity
+from palpate.models import DEFAULT
+from palpate.models.adapters import Trained
+from palpate.models.learned import LearnedClass
+from palpate.models.prompt_predictor import Variant
+from palpate.training.learning_losses import LEARNING_LOSSES, LearningLoss
+from palpate.training.recipe import CountOrAll, OptimiserRecipe, Section
+from palpate.training.scenes import Views
+
+Chance = Annotated[float, Field(ge=0, le=1)]
+
+
+class LearnDataRecipe(Section):
+    """Which images, and which views of them.
+
+    - `targets` are the classes: names of the data set's regions, or NAME=VALUE with a label value; empty: every label
+      that the training images hold.
+    - `shots` images (cases: a volume is one) are drawn from the training images by the seed, of as many subjects as
+      possible; none: all.
+    - `train` and `val` are names of splits. Without images in `val`, a share `held_out` of the subjects that were drawn
+      is validated with; 0: nothing is held out, and the last weights are the result.
+    - `slices_per_volume` slices of each volume are taken, spread evenly, and `absent_slices` without any class.
+    - `moves`, `strong_moves`, `variants` are further fixed views of each slice, encoded once; see
+      `palpate.training.scenes`. `moves_of_slices` is how many moves a slice of a volume has, of which there are many.
+    - `intensity` overrides how values become grey levels.
+    """
+
+    path: str
+    labels: str | None = None
+    dataset: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    shots: Annotated[int, Field(ge=1)] | None = None
+    train: str = "train"
+    val: str = ""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    channel: int = 0
+    intensity: str | None = None
+    slices_per_volume: CountOrAll = 6
+    absent_slices: Annotated[int, Field(ge=0)] = 1
+    min_pixels: Annotated[int, Field(ge=1)] = 10
+    moves: Annotated[int, Field(ge=0)] = 8
+    moves_of_slices: Annotated[int, Field(ge=0)] = 1
+    strong_moves: Annotated[int, Field(ge=0)] = 0
+    variants: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _window_exists(self) -> LearnDataRecipe:
+        if self.intensity is not None:
+            parse_intensity(self.intensity)  # told before anything is read
+        return self
+
+    def views(self, seed: int, *, of_volume: bool) -> Views:
+        """The views of each slice."""
+        moves = self.moves_of_slices if of_volume else self.moves
+        return Views(variants=self.variants, moves=moves, strong_moves=self.strong_moves, seed=seed)
+
+
+class MixRecipe(Section):
+    """How likely each kind of prompt is drawn for an item, each for itself; if none is drawn, it is `learned`.
+
+    The authors of Sam2Rad train with 0.9, 0, 0.5 and 0.1, one draw a batch. Boxes are moved at random: each side
+    by up to `jitter` of the box's length.
+    """
+
+    learned: Chance = 0.9
+    points: Chance = 0.1
+    box: Chance = 0.4
+    mask: Chance = 0.1
+    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+
+
+class LearnRecipe(Section):
+    """A whole recipe.
+
+    - `variant` and `tokens` are the predictor's; see `palpate.models.prompt_predictor`.
+    - `trained` is what moves of the base model beside it; none: nothing, as in the paper's table 3. Its rate is
+      `decoder_rate` times that of the predictor.
+    - An item is a class on an image; `present` is how likely one is asked for that is there, where there is a choice.
+    - `steps` of `batch` items; a validation comes after every `validate_every` steps.
+    """
+
+    model: str = DEFAULT
+    weights: str | None = None
+    name: str = ""
+    summary: str = ""
+    licence: str = ""
+    data: LearnDataRecipe
+    variant: Variant = "linear"
+    tokens: Annotated[int, Field(ge=2)] = 10
+    trained: Trained | None = Field(default_factory=Trained)
+    decoder_rate: Annotated[float, Field(gt=0)] = 1.0
+    mix: MixRecipe = Field(default_factory=MixRecipe)
+    present: Chance = 0.85
+    loss: LearningLoss = Field(default_factory=lambda: LEARNING_LOSSES["dice+bce"])
+    optimiser: OptimiserRecipe = Field(
+        default_factory=lambda: OptimiserRecipe(rate=3e-4, weight_decay=0.1, schedule="cosine", warmup=10)
+    )
+    steps: Annotated[int, Field(ge=1)] = 200
+    batch: Annotated[int, Field(ge=1)] = 4
+    validate_every: Annotated[int, Field(ge=1)] = 50
+    validated: Annotated[int, Field(ge=1)] = 32
+    overlays: Annotated[int, Field(ge=0)] = 4
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _keeps_the_encoder(self) -> LearnRecipe:
+        if self.trained is not None and self.trained.moves_encoder:
+            raise SettingError(
+                "learning prompts keeps the image encoder as it is, so that every image is encoded once; train parts "
+                "of the decoder, or fine-tune the encoder first (palpate finetune) and learn prompts on the result"
+            )
+        return self
+
+    def described(self) -> dict[str, Any]:
+        """The recipe as plain values, for records."""
+        return self.model_dump(mode="json")
+
+
+def parse_class(text: str) -> tuple[str, int | None]:
+    """`NAME=VALUE` or `NAME`, as the name and the label value; a name that is a number is its own value.
+
+    >>> parse_class("liver=3"), parse_class("liver"), parse_class("2")
+    (('liver', 3), ('liver', None), ('2', 2))
+
+    Raises:
+        SettingError: anything else.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not name or (equals and not value.isdigit()) or (equals and int(value) < 1):
+        raise SettingError(f"cannot read the target {text!r}; write --target NAME, or NAME=VALUE with a label value")
+    if equals:
+        return name, int(value)
+    return name, int(name) if name.isdigit() and int(name) > 0 else None
+
+
+PEFT: dict[str, Trained | None] = {
+    "none": None,
+    "decoder": Trained(("decoder",)),
+    "lora": Trained(("lora",), rank=32, alpha=32),
+    "adapter": Trained(("adapter",)),
+}
+"""What of the base model moves, by name. `none` is the paper's table 3 and `lora` its table 4."""
+
+__all__ = ["PEFT", "LearnDataRecipe", "LearnRecipe", "LearnedClass", "MixRecipe", "parse_class"]

@@ -1,0 +1,181 @@
+"""Learning prompts from six phantoms, with a tiny model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import tiny_training
+import torch
+
+from palpate.errors import DatasetError, OutputError, SettingError
+from palpate.models import learned
+from palpate.models.weights import load
+from palpate.training.learn_prompts import learn
+from palpate.training.learn_recipe import PEFT, LearnDataRecipe, LearnRecipe, MixRecipe
+from palpate.training.recipe import OptimiserRecipe
+from palpate.training.task import Event
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PALPATE_HOME", str(tmp_path / "home"))
+    tiny_training.register()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tiny_training.phantoms(tmp_path / "data")
+
+
+def recipe(data: Path, *, about: dict[str, Any] | None = None, **changes: Any) -> LearnRecipe:
+    settings = {
+        "model": tiny_training.NAME,
+        "data": LearnDataRecipe(path=str(data), **{"val": "val", "moves": 2, "targets": ("1", "2"), **(about or {})}),
+        "steps": 4,
+        "batch": 4,
+        "validate_every": 2,
+        "tokens": 4,
+        **changes,
+    }
+    return LearnRecipe(**settings)
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(path)
+
+
+class TestWhatComesOfIt:
+    def test_a_file_with_a_card(self, data: Path, tmp_path: Path) -> None:
+        made = learn(recipe(data, name="phantoms"), tmp_path / "found.safetensors", device="cpu", command="as typed")
+        card = learned.read_card(made.path)
+        assert made.path == tmp_path / "found.safetensors"
+        assert (card.name, card.base, card.images) == ("phantoms", "tiny", 6)
+        assert [(one.name, one.value) for one in card.classes] == [("1", 1), ("2", 2)]
+        assert set(card.metrics["val_dice"]) == {"mean", "1", "2"}
+        assert card.data == "6 images to learn from (discs 3, squares 3), 3 to validate with"
+        assert card.command == "as typed"
+        assert (tmp_path / "found.run" / "log.csv").is_file()
+        assert list((tmp_path / "found.run" / "overlays").glob("*.png"))
+
+    @pytest.mark.parametrize("peft", ["none", "decoder", "lora", "adapter"])
+    def test_what_was_measured_is_what_the_file_gives(self, peft: str, data: Path, tmp_path: Path) -> None:
+        """The file on a freshly loaded base model finds what the trained one found."""
+        events: list[Event] = []
+        made = learn(recipe(data, trained=PEFT[peft]), tmp_path / "f.safetensors", device="cpu", listener=events.append)
+        network = load("tiny").model
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}  # pyright: ignore[reportAttributeAccessIssue]
+        finder = learned.put_on(network, learned.read(made.path))  # pyright: ignore[reportArgumentType]
+        moved = [n for n, t in network.state_dict().items() if n in before and not torch.equal(before[n], t)]  # pyright: ignore[reportAttributeAccessIssue]
+        assert bool(moved) == (peft in ("decoder", "lora"))
+        assert not any(name.startswith("image_encoder") for name in moved)
+        found, _ = finder.find(network.encode(torch.rand(2, 3, 32, 32)))
+        assert found.logits.shape == (4, 32, 32)
+        assert found.object_logits.shape == (4,)
+
+    def test_it_learns_what_is_bright(self, data: Path, tmp_path: Path) -> None:
+        made = learn(
+            recipe(
+                data,
+                about={"targets": ("1",)},
+                steps=120,
+                validate_every=60,
+                optimiser=OptimiserRecipe(rate=3e-3, schedule="cosine"),
+            ),
+            tmp_path / "f.safetensors",
+            device="cpu",
+        )
+        metrics = made.card.metrics
+        assert metrics["val_dice"]["mean"] > 0.7
+        assert metrics["val_dice_before"]["mean"] < 0.5
+
+    @pytest.mark.parametrize("loss", ["paper", "code"])
+    def test_every_loss_gives_numbers(self, loss: str, data: Path, tmp_path: Path) -> None:
+        from palpate.training.learning_losses import LEARNING_LOSSES
+
+        made = learn(recipe(data, loss=LEARNING_LOSSES[loss]), tmp_path / "f.safetensors", device="cpu")
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors(made.path).values())
+
+    def test_high_res_looks_at_the_encoders_last_stages(self, data: Path, tmp_path: Path) -> None:
+        made = learn(recipe(data, variant="high-res"), tmp_path / "f.safetensors", device="cpu")
+        assert "predictor.channel_adapters.1.weight" not in tensors(made.path)  # 32 channels, as all the tiny model has
+        assert "predictor.blocks.2.layer_norm1.weight" in tensors(made.path)
+
+    def test_without_validation_the_last_weights_are_kept(self, data: Path, tmp_path: Path) -> None:
+        made = learn(recipe(data, about={"val": ""}), tmp_path / "f.safetensors", device="cpu")
+        assert made.steps == 4
+        assert "val_dice" not in made.card.metrics or not made.card.metrics["val_dice"]
+
+
+class TestRepeating:
+    def test_the_same_seed_gives_the_same_bits(self, data: Path, tmp_path: Path) -> None:
+        first = learn(recipe(data), tmp_path / "a.safetensors", device="cpu").path
+        second = learn(recipe(data), tmp_path / "b.safetensors", device="cpu").path
+        other = learn(recipe(data, seed=1), tmp_path / "c.safetensors", device="cpu").path
+        assert all(
+            torch.equal(one, two) for one, two in zip(tensors(first).values(), tensors(second).values(), strict=True)
+        )
+        assert not torch.equal(tensors(first)["predictor.queries"], tensors(other)["predictor.queries"])
+
+    @pytest.mark.parametrize("at", [1, 3])
+    def test_a_run_that_was_interrupted_ends_with_the_same_bits(self, at: int, data: Path, tmp_path: Path) -> None:
+        whole = learn(recipe(data), tmp_path / "a.safetensors", device="cpu").path
+
+        def interrupt(event: Event) -> None:
+            if event.kind == "step" and event.done == at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            learn(recipe(data), tmp_path / "b.safetensors", device="cpu", listener=interrupt)
+        assert not (tmp_path / "b.safetensors").exists()
+        resumed = learn(recipe(data), tmp_path / "b.safetensors", device="cpu").path
+        assert all(
+            torch.equal(one, two) for one, two in zip(tensors(whole).values(), tensors(resumed).values(), strict=True)
+        )
+
+    def test_a_finished_run_is_not_repeated_and_another_not_overwritten(self, data: Path, tmp_path: Path) -> None:
+        learn(recipe(data), tmp_path / "a.safetensors", device="cpu")
+        events: list[Event] = []
+        learn(recipe(data), tmp_path / "a.safetensors", device="cpu", listener=events.append)
+        assert not [event for event in events if event.kind == "step"]
+        with pytest.raises(OutputError, match="differs in its recipe"):
+            learn(recipe(data, tokens=5), tmp_path / "a.safetensors", device="cpu")
+
+
+class TestTheMix:
+    def test_every_kind_of_prompt_goes_through(self, data: Path, tmp_path: Path) -> None:
+        always = MixRecipe(learned=1.0, points=1.0, box=1.0, mask=1.0)
+        made = learn(recipe(data, mix=always), tmp_path / "f.safetensors", device="cpu")
+        assert np.isfinite(made.card.metrics["val_dice"]["mean"])
+
+    def test_drawn_prompts_alone_leave_the_predictor_still(self, data: Path, tmp_path: Path) -> None:
+        """With the decoder frozen, only the object token and head learn from a person's boxes."""
+        alone = MixRecipe(learned=0.0, points=0.0, box=1.0, mask=0.0)
+        changes: dict[str, Any] = {
+            "mix": alone,
+            "trained": None,
+            "optimiser": OptimiserRecipe(rate=1e-3, weight_decay=0.0),
+            "about": {"targets": ("1",), "val": ""},
+        }
+        one = learn(recipe(data, steps=1, **changes), tmp_path / "a.safetensors", device="cpu").path
+        more = learn(recipe(data, steps=4, **changes), tmp_path / "b.safetensors", device="cpu").path
+        same = {name: torch.equal(tensors(one)[name], tensors(more)[name]) for name in tensors(one)}
+        assert same["predictor.queries"]
+        assert not same["object_head.layers.2.weight"]
+
+
+class TestWhatIsRefused:
+    def test_a_target_that_is_nowhere(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(DatasetError, match=r"'liver'; there are: 1, 2"):
+            learn(recipe(data, about={"targets": ("liver",)}), tmp_path / "f.safetensors", device="cpu")
+
+    def test_more_shots_than_images(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(DatasetError, match="40 images are asked for and 6 are there"):
+            learn(recipe(data, about={"shots": 40}), tmp_path / "f.safetensors", device="cpu")
+
+    def test_an_encoder_that_moves(self, data: Path) -> None:
+        from palpate.models.adapters import Trained
+
+        with pytest.raises(SettingError, match="keeps the image encoder"):
+            recipe(data, trained=Trained(("full",)))
