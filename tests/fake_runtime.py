@@ -6,7 +6,7 @@ import numpy as np
 from scipy.ndimage import label as connected
 
 from palpate.models.frame import Frame
-from palpate.models.promptable import ImageEmbedding, MaskPrediction, PromptBatch, PromptSupport
+from palpate.models.promptable import ImageEmbedding, LearnedClass, MaskPrediction, PromptBatch, PromptSupport
 
 INSIDE = 10.0
 
@@ -76,3 +76,37 @@ def _found(bright: np.ndarray, prompts: PromptBatch, i: int) -> np.ndarray:
         unwanted = set(at[prompts.point_labels[i] == 0])
         found = np.isin(pieces, list(wanted - unwanted))
     return found
+
+
+@dataclass(eq=False)
+class FakeFindingRuntime(FakeRuntime):
+    """It finds two classes by itself: `dim` (label 1), above one quarter, and `bright` (label 4), above four fifths.
+
+    So whatever is bright is dim as well, with logits of 2 and 5; elsewhere they are -10. The last row is not looked at:
+    a white pixel there keeps the others as they are. What is drawn limits a class as it limits a mask of `FakeRuntime`.
+    The object logit is +4 where anything was found and -4 where nothing was, unless `object_logits` says otherwise;
+    then a class has its logits all the same.
+    """
+
+    classes: tuple[LearnedClass, ...] = (LearnedClass("dim", 1), LearnedClass("bright", 4))
+    object_logits: dict[str, float] = field(default_factory=dict)
+    asked: list[tuple[tuple[int, ...], PromptBatch | None]] = field(default_factory=list)
+
+    def find(self, embedding: ImageEmbedding, classes: np.ndarray, drawn: PromptBatch | None = None) -> MaskPrediction:
+        self.asked.append((tuple(classes.tolist()), drawn))
+        side = self.frame.size
+        logits = np.full((len(classes), 1, side, side), -INSIDE, dtype=np.float32)
+        predicted_iou = np.zeros((len(classes), 1), dtype=np.float32)
+        objects = np.full(len(classes), -4, dtype=np.float32)
+        brightness = embedding.features[0].mean(axis=0)
+        for i, number in enumerate(classes.tolist()):
+            found = brightness > (0.25, 0.8)[number]
+            found[-1] = False
+            if drawn is not None:
+                found = _found(found, drawn, i)
+            if found.any():
+                logits[i, 0, found] = (2, 5)[number]
+                predicted_iou[i] = brightness[found].mean()
+                objects[i] = 4
+            objects[i] = self.object_logits.get(self.classes[number].name, objects[i])
+        return MaskPrediction(logits, predicted_iou, objects)
