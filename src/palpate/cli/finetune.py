@@ -21,7 +21,6 @@ from palpate.cli.terminal import (
     say,
     say_json,
     separated,
-    size_text,
 )
 from palpate.errors import SettingError
 from palpate.models import DEFAULT
@@ -129,22 +128,22 @@ def finetune(
         if output is None:
             raise SettingError("say where the run goes: -o RUN")
         changes = {
-            "data.path": _text(data),
-            "data.labels": _text(labels),
-            "data.dataset": _several(dataset),
-            "data.leave_out": _several(leave_out),
+            "data.path": text_of(data),
+            "data.labels": text_of(labels),
+            "data.dataset": several(dataset),
+            "data.leave_out": several(leave_out),
             "data.train": train,
             "data.val": val,
             "data.intensity": window,
-            "data.flips": _several(flips),
+            "data.flips": several(flips),
             "data.crops": crops,
             "data.variants": variants,
             "data.balance": balance,
             "data.slices_per_volume": None if slices_per_volume is None else slices_of(slices_per_volume),
             "model": model,
-            "weights": _text(weights),
-            "trained.parts": _several(trained),
-            "trained.where": _several(where),
+            "weights": text_of(weights),
+            "trained.parts": several(trained),
+            "trained.where": several(where),
             "trained.rank": rank,
             "prompts": None if prompts is None else [parse_prompt(text) for text in separated(prompts)],
             "loss": loss,
@@ -183,7 +182,7 @@ def finetune(
             )
         finally:
             teller.close()
-        if not _leads():
+        if not leads():
             return
         if as_json:
             facts = {"run": str(made.folder), "adapter": str(made.adapter), "steps": made.steps}
@@ -315,7 +314,7 @@ def _recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
 
 def _lines(made: Finetuned, *, weights: str | None) -> list[tuple[str, str]]:
     after, before = (made.card.metrics.get(name, {}) for name in ("val_dice", "val_dice_before"))
-    lines = [("adapter", f"{made.adapter} ({size_text(made.adapter.stat().st_size)})")]
+    lines = [("adapter", f"{made.adapter} ({sizetext_of(made.adapter.stat().st_size)})")]
     if "mean" in after and "mean" in before:
         best = made.card.metrics.get("best_step", 0)
         lines.append(("Dice on val", f"{after['mean']:.4f} at step {best}, {before['mean']:.4f} before training"))
@@ -334,7 +333,7 @@ def _lines(made: Finetuned, *, weights: str | None) -> list[tuple[str, str]]:
     return lines
 
 
-def _leads() -> bool:
+def leads() -> bool:
     """Whether this process speaks for all of them; under torchrun there are several that run this very command."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
@@ -345,9 +344,11 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def _several(texts: list[str] | None) -> list[str] | None:
+def several(texts: list[str] | None) -> list[str] | None:
+    """The values of an option that may be repeated and may have commas in it; None if it was not given."""
     return None if texts is None else separated(texts)
 
 
-def _text(path: Path | None) -> str | None:
+def text_of(path: Path | None) -> str | None:
+    """A path as recipes hold it."""
     return None if path is None else str(path)

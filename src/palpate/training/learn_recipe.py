@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from palpate.errors import SettingError
 from palpate.images.intensity import parse_intensity
 from palpate.models import DEFAULT
 from palpate.models.adapters import Trained
-from palpate.models.learned import LearnedClass
 from palpate.models.prompt_predictor import Variant
 from palpate.training.learning_losses import LEARNING_LOSSES, LearningLoss
-from palpate.training.recipe import CountOrAll, OptimiserRecipe, Section
+from palpate.training.recipe import CountOrAll, OptimiserRecipe, Section, said, toml_beside, with_changes
 from palpate.training.scenes import Views
 
 Chance = Annotated[float, Field(ge=0, le=1)]
+
+
+USUAL_OPTIMISER = OptimiserRecipe(rate=5e-4, weight_decay=0.1, schedule="cosine", warmup=10)
+"""What moves the weights where a recipe says nothing."""
 
 
 class LearnDataRecipe(Section):
@@ -101,9 +106,7 @@ class LearnRecipe(Section):
     mix: MixRecipe = Field(default_factory=MixRecipe)
     present: Chance = 0.85
     loss: LearningLoss = Field(default_factory=lambda: LEARNING_LOSSES["dice+bce"])
-    optimiser: OptimiserRecipe = Field(
-        default_factory=lambda: OptimiserRecipe(rate=3e-4, weight_decay=0.1, schedule="cosine", warmup=10)
-    )
+    optimiser: OptimiserRecipe = USUAL_OPTIMISER
     steps: Annotated[int, Field(ge=1)] = 200
     batch: Annotated[int, Field(ge=1)] = 4
     validate_every: Annotated[int, Field(ge=1)] = 50
@@ -151,4 +154,38 @@ PEFT: dict[str, Trained | None] = {
 }
 """What of the base model moves, by name. `none` is the paper's table 3 and `lora` its table 4."""
 
-__all__ = ["PEFT", "LearnDataRecipe", "LearnRecipe", "LearnedClass", "MixRecipe", "parse_class"]
+
+def learn_recipe_from(content: Mapping[str, Any]) -> LearnRecipe:
+    """A recipe of plain values, as a TOML file holds them.
+
+    `loss` may be a name (`learning_losses.LEARNING_LOSSES`) or a table of weights, and `trained` a name
+    (`PEFT`) or a table.
+
+    Raises:
+        SettingError: a key that does not exist, or a value that does not fit; the message says where.
+    """
+    content = dict(content)
+    for name, known in (("loss", LEARNING_LOSSES), ("trained", PEFT)):
+        given = content.get(name)
+        if isinstance(given, str):
+            if given not in known:
+                raise SettingError(f"there is no {name} {given!r}; choose {', '.join(known)}")
+            content[name] = known[given]
+    if isinstance(given := content.get("optimiser"), Mapping):
+        content["optimiser"] = {**USUAL_OPTIMISER.model_dump(), **given}
+    try:
+        return LearnRecipe.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(said(problem) for problem in error.errors()[:5])
+        raise SettingError(f"this recipe does not hold together: {problems}") from None
+
+
+def read_learn_recipe(path: Path, *, changes: Mapping[str, Any] | None = None) -> LearnRecipe:
+    """A recipe from a TOML file, with some values changed: {"optimiser.rate": 2e-4}.
+
+    Relative paths of the data, its labels and the weights are looked up beside the file.
+
+    Raises:
+        SettingError: the file is missing, is no TOML, or holds no recipe.
+    """
+    return learn_recipe_from(with_changes(toml_beside(path, changes or {}), changes or {}))

@@ -214,7 +214,7 @@ def recipe_from(content: Mapping[str, Any]) -> Recipe:
         content["trained"] = _trained(content.get("trained", {}))
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(_said(problem) for problem in error.errors()[:5])
+        problems = "; ".join(said(problem) for problem in error.errors()[:5])
         raise SettingError(f"this recipe does not hold together: {problems}") from None
 
 
@@ -226,6 +226,15 @@ def read_recipe(path: Path, *, changes: Mapping[str, Any] | None = None) -> Reci
     Raises:
         SettingError: the file is missing, is no TOML, or holds no recipe.
     """
+    return recipe_from(with_changes(toml_beside(path, changes or {}), changes or {}))
+
+
+def toml_beside(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a recipe's file, its relative paths made absolute or relative to here, but for those changed.
+
+    Raises:
+        SettingError: the file is missing, or is no TOML.
+    """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -234,11 +243,11 @@ def read_recipe(path: Path, *, changes: Mapping[str, Any] | None = None) -> Reci
         raise SettingError(f"{path} is no TOML file: {error}") from None
     data = content.get("data")
     for name in ("path", "labels"):
-        if isinstance(data, dict) and isinstance(data.get(name), str) and f"data.{name}" not in (changes or {}):
+        if isinstance(data, dict) and isinstance(data.get(name), str) and f"data.{name}" not in changes:
             data[name] = str(path.parent / data[name])
-    if isinstance(content.get("weights"), str) and "weights" not in (changes or {}):
+    if isinstance(content.get("weights"), str) and "weights" not in changes:
         content["weights"] = str(path.parent / content["weights"])
-    return recipe_from(with_changes(content, changes or {}))
+    return content
 
 
 def with_changes(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,7 +315,8 @@ def _check_names(section: str, table: Mapping[str, Any], known: Iterable[str]) -
         raise SettingError(f"[{section}] of the recipe has no {unknown[0]!r}; choose from {', '.join(names)}")
 
 
-def _said(problem: Mapping[str, Any]) -> str:
+def said(problem: Mapping[str, Any]) -> str:
+    """One of pydantic's problems, for people."""
     where = ".".join(str(part) for part in problem["loc"]) or "recipe"
     given = problem.get("input")
     if problem["type"] == "extra_forbidden":
