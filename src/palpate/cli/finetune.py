@@ -314,7 +314,7 @@ def _recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
 
 def _lines(made: Finetuned, *, weights: str | None) -> list[tuple[str, str]]:
     after, before = (made.card.metrics.get(name, {}) for name in ("val_dice", "val_dice_before"))
-    lines = [("adapter", f"{made.adapter} ({sizetext_of(made.adapter.stat().st_size)})")]
+    lines = [("adapter", f"{made.adapter} ({size_text(made.adapter.stat().st_size)})")]
     if "mean" in after and "mean" in before:
         best = made.card.metrics.get("best_step", 0)
         lines.append(("Dice on val", f"{after['mean']:.4f} at step {best}, {before['mean']:.4f} before training"))

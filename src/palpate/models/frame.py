@@ -365,7 +365,7 @@ def _resize_cubic(
             plane = ndimage.gaussian_filter(plane, sigma, mode="mirror")
         resized = ndimage.zoom(plane, 1 / factors, order=3, mode="mirror", grid_mode=True)
         # A spline overshoots at edges; scikit-image keeps to the range of its input, and MedSAM cuts off fractions.
-        planes.append(resized.clip(pixels[..., i].min(), pixels[..., i].max()))
+        planes.append(np.clip(np.asarray(resized), pixels[..., i].min(), pixels[..., i].max()))
     return np.stack(planes, axis=-1).astype(np.uint8)
 
 

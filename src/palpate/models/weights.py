@@ -125,7 +125,7 @@ def load_learned(path: Path, *, weights: Path | None = None, device: str | torch
     network.to(device).eval()
     assert isinstance(network, PromptableModel)
     if learned.card.variant == "high-res" and hasattr(network, "keep_levels"):  # SAM 2 gives them anyway
-        network.keep_levels = True  # pyright: ignore[reportAttributeAccessIssue]
+        network.keep_levels = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     own = {f"learned.{name}": tensor for name, tensor in finder.state_dict().items()}
     found = content_hash({**chosen.restore(dict(network.state_dict())), **own})
     return Loaded(network, found, encoder_hash(network), chosen.prompts, finder)
