@@ -70,7 +70,7 @@ class TestAPicture:
     def test_a_class_without_a_pixel_of_its_own_is_told(self, session: Session) -> None:
         session.set_image(Image(picture((BRIGHT, 255))))
         found = session.find()
-        assert found.objects[0].voxels == 0
+        assert (found.objects[0].voxels, found.objects[0].score) == (0, 0)
         (note,) = found.notes
         assert note.startswith("dim was found, but every pixel of it belongs more surely to another class")
 

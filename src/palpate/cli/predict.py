@@ -1,4 +1,7 @@
-"""`palpate predict IMAGE`: prompts in, a mask on the image's grid out."""
+"""`palpate predict IMAGE`: prompts in, a mask on the image's grid out; with learned prompts, none in.
+
+A folder of images is in `predict_folder.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from palpate.cli import predict_folder
 from palpate.cli.terminal import counting, reporting_errors, say, say_json
-from palpate.errors import OutputError, PromptError
+from palpate.errors import OutputError, PromptError, SettingError
 from palpate.models import DEFAULT
 
 if TYPE_CHECKING:
@@ -23,13 +27,22 @@ _PREVIEW_KINDS = {".png": "raster", ".jpg": "raster", ".jpeg": "raster"}
 
 def predict(
     image: Annotated[
-        Path, typer.Argument(metavar="IMAGE", help="An image file, a DICOM file or a folder of DICOM files.")
+        Path,
+        typer.Argument(
+            metavar="IMAGE", help="An image file, a DICOM file or a folder of DICOM files; with --auto, of images."
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="The mask: .nii.gz, .nrrd, .seg.nrrd, .png, .npz, .mha or .dcm (DICOM SEG)."
+            "-o",
+            "--output",
+            help="The mask: .nii.gz, .nrrd, .seg.nrrd, .png, .npz, .mha or .dcm (DICOM SEG). With --auto, or a folder.",
         ),
+    ] = None,
+    auto: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What `palpate learn` made: it finds its classes without a prompt."),
     ] = None,
     box: Annotated[
         tuple[float, float, float, float] | None,
@@ -79,7 +92,20 @@ def predict(
         typer.Option(help="A CT window's name, LEVEL/WIDTH, LOW..HIGH, percentiles, min-max or as-is."),
     ] = None,
     series: Annotated[str | None, typer.Option(help="Which DICOM series: its UID, number or description.")] = None,
-    preview: Annotated[Path | None, typer.Option(help="A picture of image, prompt and outline (.png, .jpg).")] = None,
+    carry: Annotated[
+        bool, typer.Option("--carry", help="With --auto: follow each class of a volume from its most certain slice.")
+    ] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="With --auto: a mask a class, MASK_CLASS.nii.gz; they may overlap.")
+    ] = False,
+    mask_format: Annotated[
+        str | None,
+        typer.Option("--format", help="With --auto and a folder: what volumes become, nii.gz (default), dcm, nrrd..."),
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(help="A picture of image, prompt and outline (.png, .jpg); of a folder, a folder for them."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: what was made, from what, by what.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
@@ -92,8 +118,35 @@ def predict(
     A volume:      palpate predict ct.nii.gz --slice 41 --box 92 110 301 330 --z 20 63 -o liver.nii.gz
 
     Many objects:  palpate predict series/ --prompts organs.json -o organs.seg.nrrd
+
+    A folder:      palpate predict images/ --auto liver.safetensors -o masks/
+
+    With --auto, what is drawn as well goes in beside what was learned.
     """
-    with reporting_errors(as_json=as_json):
+    is_drawn = any(mark is not None for mark in (box, point, scribble, mask, prompts))
+    is_folder = auto is not None and predict_folder.is_folder(image, output)
+    with reporting_errors(as_json=as_json, kept=predict_folder.kept if is_folder else lambda: "nothing was written"):
+        if auto is None and (carry or per_class):
+            raise SettingError("--carry and --per-class are for what is found without a prompt; give --auto FILE")
+        if mask_format is not None and not is_folder:
+            raise SettingError("--format is for a folder of images with --auto; here the end of -o says the format")
+        if auto is not None and (until_end or overlap != "last"):
+            raise SettingError("--until-end and --overlap are for drawn prompts alone; with --auto, see --carry")
+        if auto is not None and is_folder:
+            if is_drawn or slice_number is not None or z is not None or name:
+                raise PromptError("a prompt is for one image; give that image, and -o with the name of its mask")
+            predict_folder.predict_folder(
+                image,
+                output,
+                series=series,
+                load={"model": model, "auto": auto, "adapter": adapter, "weights": weights, "device": device},
+                look={"modality": modality, "intensity": window, "axis": axis, "carry": carry, "per_class": per_class},
+                mask_format=mask_format or "nii.gz",
+                previews=preview,
+                overwrite=overwrite,
+                as_json=as_json,
+            )
+            return
         if output is None and preview is None and not as_json:
             raise PromptError("say where the result goes: -o mask.nii.gz, --preview look.png or --json")
         _check_paths(output, preview, overwrite=overwrite)
@@ -101,25 +154,37 @@ def predict(
         from palpate.images import read
 
         picture = read(image, series=series)
-        targets = _targets(image, picture, prompts, box, point, scribble, mask, slice_number, z, axis, name)
-        _check_outputs(picture, targets, output, preview, until_end=until_end)
+        by_itself = auto is not None and not is_drawn
+        if by_itself and (slice_number is not None or z is not None or name):
+            raise PromptError("--slice, --z and --name belong to a prompt; draw one, or leave them out")
+        targets = (
+            []
+            if by_itself
+            else _targets(image, picture, prompts, box, point, scribble, mask, slice_number, z, axis, name)
+        )
+        _check_outputs(picture, targets, output, preview, every_slice=until_end or auto is not None)
 
         from palpate.inference.session import load
 
-        session = load(model, device=device, weights=weights, adapter=adapter)
+        session = load(model, device=device, weights=weights, adapter=adapter, auto=auto)
+        mode = "manual" if auto is None else "autonomous" if by_itself else "semi-autonomous"
+        masks = predict_folder.masks_of(session, output, overwrite=overwrite) if per_class and output else {}
         session.set_image(picture, modality=modality, intensity=window, axis=axis)
         with counting("segmenting", "slices", enabled=not as_json) as advance:
-            result = session.predict_all(
-                targets,
-                overlap=overlap,  # pyright: ignore[reportArgumentType] - checked there, with a message
-                until_end=until_end,
-                progress=advance,
-            )
-        _write(session, result, output, preview, overwrite=overwrite)
+            if auto is None:
+                result = session.predict_all(targets, overlap=overlap, until_end=until_end, progress=advance)
+            else:
+                result = session.find(targets, mode=mode, carry=carry, progress=advance)
+        each = session.find_each(targets, mode=mode, carry=carry) if masks else ()
+        written = list(masks.values()) if masks else [output] if output is not None else []
+        _write(session, result, None if masks else output, preview, overwrite=overwrite)
+        for one in each:
+            one.save(masks[one.objects[0].label], overwrite=overwrite)
         if as_json:
-            say_json({**result.record(), "output": _text(output), "preview": _text(preview)})
+            outputs = [str(path) for path in written] if per_class else _text(output)
+            say_json({**result.record(), "output": outputs, "preview": _text(preview)})
         else:
-            say(_lines(result, output, preview))
+            say(_lines(result, [*written, *([preview] if preview else [])]))
 
 
 def parse_point(text: str) -> tuple[float, float, int]:
@@ -221,7 +286,7 @@ def _check_paths(output: Path | None, preview: Path | None, *, overwrite: bool) 
 
 
 def _check_outputs(
-    picture: Image, targets: list[Target], output: Path | None, preview: Path | None, *, until_end: bool
+    picture: Image, targets: list[Target], output: Path | None, preview: Path | None, *, every_slice: bool
 ) -> None:
     """Refuse, before any work, what would lose the image or could not hold the result."""
     source = picture.source
@@ -239,7 +304,7 @@ def _check_outputs(
         )
     if suffix == ".png" and picture.is_volume:
         touched = {number for target in targets for number in (target.z, *(target.z_range or ()))}
-        whole = until_end and min(picture.shape) > 1 and any(target.z_range is None for target in targets)
+        whole = every_slice and min(picture.shape) > 1 and not (targets and all(target.z_range for target in targets))
         if whole or len(touched - {None}) > 1:
             raise OutputError(
                 "a PNG holds one slice, and several slices are asked for; write .nii.gz, .nrrd or .npz instead"
@@ -260,7 +325,7 @@ def _write(
             picture.save(temporary, format="PNG" if preview.suffix.lower() == ".png" else "JPEG")
 
 
-def _lines(result: Segmentation, output: Path | None, preview: Path | None) -> list[tuple[str, str]]:
+def _lines(result: Segmentation, written: list[Path]) -> list[tuple[str, str]]:
     made = result.provenance
     lines = [
         ("image", f"{_modality(made.modality, made.modality_origin)}, {made.intensity}"),
@@ -270,9 +335,10 @@ def _lines(result: Segmentation, output: Path | None, preview: Path | None) -> l
         size = f"{item.voxels} pixels" if item.volume_ml is None else f"{item.voxels} voxels ({item.volume_ml:.2f} ml)"
         where = "" if item.slices is None else f", slices {item.slices[0]}..{item.slices[1]}"
         name = " ".join(item.name.split()) or f"label {item.label}"
-        lines.append((name, f"{size}{where}, predicted IoU {item.predicted_iou:.2f}"))
+        sure = "" if item.object_probability is None else f", object probability {item.object_probability:.2f}"
+        lines.append((name, f"{size}{where}, predicted IoU {item.predicted_iou:.2f}{sure}"))
     lines += [("note", note) for note in result.notes]
-    lines += [("wrote", str(path)) for path in (output, preview) if path is not None]
+    lines += [("wrote", str(path)) for path in written]
     return lines
 
 

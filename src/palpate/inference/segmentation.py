@@ -39,8 +39,12 @@ class SegmentedObject:
 
     @property
     def score(self) -> float:
-        """How sure the model is of this mask: object probability x predicted IoU; 0 where it found nothing."""
-        return self.predicted_iou * (1.0 if self.object_probability is None else self.object_probability)
+        """How sure the model is of this mask: object probability x predicted IoU; 0 for an object without a pixel."""
+        return (
+            self.predicted_iou * (1.0 if self.object_probability is None else self.object_probability)
+            if self.voxels
+            else 0.0
+        )
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,17 @@ def read(path: Path, *, series: str | None = None) -> Image:
         return _read_series(chosen, source=path)
 
 
+def series_of(path: Path) -> str | None:
+    """The SeriesInstanceUID of a DICOM file, empty if it has none; None for DICOM that is not an image.
+
+    Raises:
+        FormatError: not DICOM, or damaged.
+    """
+    with forgiving():
+        instance = _instance(path)
+    return None if instance is None else instance.series
+
+
 def write_mask(path: Path, mask: Mask) -> None:
     """Write a DICOM SEG beside the images the mask was drawn on (see `dicom_seg`)."""
     # highdicom takes longer to import than a series to read, and reading does not need it.

@@ -1,0 +1,120 @@
+"""`palpate predict FOLDER --auto FILE`: every image of a folder without a prompt, and a table: where to look first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from palpate.cli.terminal import FAILURE, counting, say, say_json
+from palpate.errors import OutputError
+
+if TYPE_CHECKING:
+    from palpate.inference.folder import Result, Skipped
+    from palpate.inference.session import Session
+
+_SHOWN = 5
+"""How many images to look at first, and how many failed ones, are told; the table has all."""
+
+
+def is_folder(image: Path, output: Path | None) -> bool:
+    """Whether masks go into a folder: unless the output has the name of a mask, or there is one image and no output."""
+    from palpate.images.formats import suffix_of
+
+    if output is None:
+        return image.is_dir()
+    return output.is_dir() or not suffix_of(output)
+
+
+def kept() -> str:
+    """What an interruption leaves behind."""
+    return "the masks that are done are kept, and the same command goes on with the rest"
+
+
+def predict_folder(
+    image: Path,
+    output: Path | None,
+    *,
+    series: str | None,
+    load: Mapping[str, Any],
+    look: Mapping[str, Any],
+    mask_format: str,
+    previews: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Segment all images in a folder (or one) and say what to look at. `load` and `look` go to `load` and `Choices`."""
+    if output is None:
+        raise OutputError("say which folder the masks go into: -o masks/")
+    from palpate.inference.folder import SCORES, Choices, Entry, find_in, images_in
+
+    choices = Choices(**look, volume_suffix=f".{mask_format.removeprefix('.')}")
+    skipped: list[Skipped] = []
+    if series is not None or not image.is_dir():
+        entries = [Entry(image, image.resolve().name, series)]
+    else:
+        entries, skipped = images_in(image, leave_out=[output, *([previews] if previews else [])])
+    from palpate.inference import session
+
+    ready = session.load(**load)
+    with counting("segmenting", "images", enabled=not as_json) as advance:
+        result = find_in(
+            ready, entries, output, choices=choices, previews=previews, overwrite=overwrite, progress=advance
+        )
+    if as_json:
+        say_json(
+            {
+                "model": ready.runtime.model,
+                "weights_hash": ready.runtime.weights_hash,
+                "output": str(output),
+                "scores": str(output / SCORES),
+                "records": [vars(row) for row in result.rows],
+                "skipped": [vars(one) for one in skipped],
+            }
+        )
+    else:
+        say(_lines(ready, result, skipped, output / SCORES))
+    for row in result.failed:
+        typer.echo(f"error: {row.image}: {row.error}", err=True)
+    if result.failed:
+        raise typer.Exit(FAILURE)
+
+
+def masks_of(session: Session, output: Path, *, overwrite: bool) -> dict[int, Path]:
+    """The path of each label's mask beside `output`, all of them free to be written."""
+    from palpate.images.formats import check_writable
+    from palpate.inference.folder import named_masks
+
+    paths = named_masks(output, session)
+    for path in paths.values():
+        check_writable(path, overwrite=overwrite)
+    return paths
+
+
+def _lines(session: Session, result: Result, skipped: list[Skipped], scores: Path) -> list[tuple[str, str]]:
+    made = session.runtime
+    counts = [f"{result.now} segmented"]
+    counts += [f"{result.before} were done before"] if result.before else []
+    counts += [f"{len(result.failed)} failed"] if result.failed else []
+    lines = [
+        ("model", f"{made.model} (weights {made.weights_hash[:12]}), {made.describe()}"),
+        ("images", ", ".join(counts)),
+    ]
+    absent = [row for row in result.rows if not row.present and not row.error]
+    lines += [("not there", f"{name} in {count}") for name, count in _counted(absent)]
+    present = [row for row in result.rows if row.present]
+    lines += [
+        ("look first at", f"{row.image}: {row.class_name}, score {row.score or 0:.2f}") for row in present[:_SHOWN]
+    ]
+    lines += [("skipped", f"{one.name}: {one.reason}") for one in skipped]
+    return [*lines, ("wrote", str(scores))]
+
+
+def _counted(rows: list[Any]) -> list[tuple[str, str]]:
+    """Of each class, in how many images it is not."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.class_name] = counts.get(row.class_name, 0) + 1
+    return [(name, f"{count} image{'s' if count > 1 else ''}") for name, count in counts.items()]

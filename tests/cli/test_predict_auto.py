@@ -1,0 +1,155 @@
+"""`palpate predict --auto`: what was learned finds its classes in one image, or in a folder of them."""
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+import trees
+from command_line import Run
+
+if TYPE_CHECKING:
+    from palpate.models.catalogue import ModelCard
+
+
+@pytest.fixture
+def auto(tiny: "ModelCard", tmp_path: Path) -> Path:
+    """Learned prompts for liver (1) and spleen (4) on `tiny`."""
+    from tiny_learned import learned_file
+
+    return learned_file(tmp_path / "abdomen.safetensors", tiny)
+
+
+@pytest.fixture
+def images(pictures: Path) -> Path:
+    return pictures / "images"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+class TestOneImage:
+    def test_it_needs_no_prompt(self, palpate: Run, images: Path, auto: Path) -> None:
+        answer = palpate("predict", images / "p0.png", "--auto", auto, "-o", "m.png", "--preview", "look.png", "--json")
+        assert answer.status == 0, answer.err
+        account = answer.json
+        assert (account["model"], account["mode"], account["objects"]) == ("tiny + abdomen", "autonomous", [])
+        assert [(one["label"], one["name"]) for one in account["results"]] == [(1, "liver"), (4, "spleen")]
+        with Picture.open("m.png") as mask:
+            assert mask.size == (56, 40)
+        assert Path("look.png").is_file()
+
+    def test_what_is_drawn_goes_in_beside(self, palpate: Run, images: Path, auto: Path) -> None:
+        drawn = ("--box", 5, 5, 25, 30, "--name", "liver")
+        answer = palpate("predict", images / "p0.png", "--auto", auto, *drawn, "-o", "m.png", "--json")
+        assert answer.status == 0, answer.err
+        assert answer.json["mode"] == "semi-autonomous"
+        assert answer.json["objects"] == [{"label": 1, "name": "liver", "box": [5, 5, 25, 30]}]
+        assert "object probability" in palpate("predict", images / "p0.png", "--auto", auto, "-o", "n.png").out
+
+    def test_each_class_may_have_a_mask(self, palpate: Run, images: Path, auto: Path) -> None:
+        answer = palpate("predict", images / "p0.png", "--auto", auto, "-o", "m.png", "--per-class", "--json")
+        assert answer.json["output"] == ["m_liver.png", "m_spleen.png"]
+        with Picture.open("m_spleen.png") as mask:
+            assert set(np.unique(np.asarray(mask))) <= {0, 4}
+        assert not Path("m.png").exists()
+        again = palpate("predict", images / "p0.png", "--auto", auto, "-o", "m.png", "--per-class")
+        assert again.status == 2
+        assert "m_liver.png exists" in again.err
+
+    def test_a_volume_slice_by_slice_and_carried(self, palpate: Run, tmp_path: Path, auto: Path) -> None:
+        rng = np.random.default_rng(0)
+        path = trees.nifti(tmp_path / "ct.nii.gz", rng.integers(-100, 200, (4, 24, 24)).astype(np.int16))
+        for options in ((), ("--carry",)):
+            answer = palpate("predict", path, "--auto", auto, *options, "-o", "m.nii.gz", "--overwrite", "--json")
+            assert answer.status == 0, answer.err
+            assert answer.json["until_end"] == bool(options)
+            assert nibabel.load("m.nii.gz").shape == (24, 24, 4)  # type: ignore[attr-defined]
+
+    def test_a_volume_is_no_png(self, palpate: Run, tmp_path: Path, auto: Path) -> None:
+        path = trees.nifti(tmp_path / "ct.nii.gz", np.zeros((4, 24, 24), np.int16))
+        answer = palpate("predict", path, "--auto", auto, "-o", "m.png")
+        assert answer.status == 2
+        assert "a PNG holds one slice" in answer.err
+
+
+class TestAFolder:
+    def test_masks_and_a_table_whatever_is_broken(self, palpate: Run, images: Path, auto: Path) -> None:
+        (images / "p3.png").write_bytes(b"no picture")
+        (images / "notes.txt").write_text("hello")
+        answer = palpate("predict", images, "--auto", auto, "-o", "masks", "--preview", "looks", "--device", "cpu")
+        assert answer.status == 1
+        assert "error: p3.png: " in answer.err
+        assert "5 segmented, 1 failed" in answer.out
+        assert "notes.txt: of no kind that palpate reads" in answer.out
+        table = rows(Path("masks/scores.csv"))
+        assert table[0]["image"] == "p3.png"
+        assert table[0]["error"]
+        scores = [float(row["score"]) for row in table[1:]]
+        assert len(scores) == 10
+        assert scores == sorted(scores)
+        assert {path.name for path in Path("masks").glob("*.png")} == {f"p{i}.png" for i in (0, 1, 2, 4, 5)}
+        assert len(list(Path("looks").iterdir())) == 5
+
+    def test_the_same_command_goes_on_with_the_rest(self, palpate: Run, images: Path, auto: Path) -> None:
+        asked = ("predict", images, "--auto", auto, "-o", "masks")
+        (images / "p5.png").rename("kept.png")
+        assert palpate(*asked).status == 0
+        Path("kept.png").rename(images / "p5.png")
+        answer = palpate(*asked)
+        assert answer.status == 0
+        assert "1 segmented, 5 were done before" in answer.out
+        changed = palpate(*asked, "--per-class")
+        assert changed.status == 2
+        assert "another way (per_class)" in changed.err
+        assert "--overwrite" in changed.err
+        answer = palpate(*asked, "--per-class", "--overwrite", "--json")
+        assert answer.status == 0
+        assert len(answer.json["records"]) == 12
+        assert Path("masks/p5_spleen.png").is_file()
+
+    def test_one_image_may_go_into_a_folder_as_well(self, palpate: Run, images: Path, auto: Path) -> None:
+        assert palpate("predict", images / "p0.png", "--auto", auto, "-o", "masks").status == 0
+        assert {path.name for path in Path("masks").iterdir()} == {"p0.png", "scores.csv", "run.json", "done.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("IMAGES", "--auto", "AUTO"), 2, "which folder the masks go into"),
+        (("IMAGES", "--auto", "AUTO", "-o", "m", "--box", 1, 2, 3, 4), 2, "for one image"),
+        (("IMAGES", "--auto", "AUTO", "-o", "m", "--format", "jpg"), 2, "choose nii.gz"),
+        (("IMAGES", "--auto", "AUTO", "-o", "m", "--window", "odd"), 2, "odd"),
+        (("IMAGES", "--auto", "AUTO", "-o", "IMAGES"), 2, "holds the images themselves"),
+        (("IMAGE", "--auto", "AUTO", "-o", "m.png", "--format", "dcm"), 2, "the end of -o"),
+        (("IMAGE", "--auto", "AUTO", "-o", "m.png", "--until-end"), 2, "--carry"),
+        (("IMAGE", "--auto", "AUTO", "-o", "m.png", "--name", "liver"), 2, "belong to a prompt"),
+        (("IMAGE", "--auto", "AUTO", "-o", "m.png", "--box", 1, 2, 9, 9, "--name", "lung"), 2, "'lung' is none of"),
+        (("IMAGE", "--auto", "AUTO", "-o", "m.png", "--model", "lite-medsam"), 2, "learned on tiny"),
+        (("IMAGE", "--auto", "nowhere.safetensors", "-o", "m.png"), 1, "there is no file nowhere"),
+        (("IMAGE", "--auto", "IMAGE", "-o", "m.png"), 1, "no safetensors file"),
+        (("IMAGE", "--auto", "AUTO", "--adapter", "AUTO", "-o", "m.png"), 2, "no adapter goes on top"),
+        (("IMAGE", "--box", 1, 2, 9, 9, "--carry", "-o", "m.png"), 2, "give --auto FILE"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    palpate: Run, images: Path, auto: Path, arguments: tuple[object, ...], status: int, words: str
+) -> None:
+    places = {"IMAGES": images, "IMAGE": images / "p0.png", "AUTO": auto}
+    answer = palpate("predict", *(places.get(str(one), one) for one in arguments))
+    assert answer.status == status, answer.err
+    assert words in answer.err
+    assert not Path("m.png").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_adapter_is_no_learned_prompts(palpate: Run, trained: Path, images: Path) -> None:
+    answer = palpate("predict", images / "p0.png", "--auto", trained / "run/adapter.safetensors", "-o", "m.png")
+    assert answer.status == 1
+    assert "holds no learned prompts" in answer.err

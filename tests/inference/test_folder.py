@@ -1,0 +1,308 @@
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image as Picture
+from pydicom.uid import generate_uid
+
+import trees
+from dicom_phantoms import save, series
+from fake_runtime import FakeFindingRuntime
+from palpate.errors import FormatError, OutputError, SettingError
+from palpate.inference import folder
+from palpate.inference.folder import COLUMNS, Choices, Entry, Result, Skipped, find_in, images_in
+from palpate.inference.session import Session
+from phantoms import column, picture, rectangle
+
+SHAPE = (64, 64)
+DIM, BRIGHT = rectangle(SHAPE, 5, 10, 24, 29), rectangle(SHAPE, 40, 30, 51, 39)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two pictures (only the first has something bright and large), a volume, a broken picture and a text."""
+    where = tmp_path / "images"
+    where.mkdir()
+    Picture.fromarray(picture((DIM, 128), (BRIGHT, 255))).save(where / "both.png")
+    grey = picture((DIM, 128))
+    grey[63, 63] = 255
+    Picture.fromarray(grey).save(where / "grey.png")
+    trees.nifti(where / "ct.nii.gz", picture((column((5, *SHAPE), BRIGHT, 1, 3), 255)))
+    (where / "broken.png").write_bytes(b"no picture")
+    (where / "notes.txt").write_text("hello")
+    return where
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "masks"
+
+
+def run(images: Path, out: Path, runtime: FakeFindingRuntime | None = None, **settings: object) -> Result:
+    entries, _ = images_in(images, leave_out=[out])
+    return find_in(Session(runtime or FakeFindingRuntime()), entries, out, **settings)  # type: ignore[arg-type]
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def dicom(where: Path, *, count: int, name: str = "slice") -> Path:
+    """A CT series of so many slices, each with the bright body, as files named after `name`."""
+    uid = generate_uid()
+    pixels = np.repeat(picture((BRIGHT, 255))[None], count, axis=0).astype(np.int16)
+    for z, dataset in enumerate(series(pixels=pixels, SeriesInstanceUID=uid)):
+        save(dataset, where / f"{name}-{z}.dcm")
+    return where
+
+
+class TestMasks:
+    def test_each_image_has_one_under_its_own_name(self, images: Path, out: Path) -> None:
+        run(images, out)
+        assert {path.name for path in out.iterdir()} == {
+            "both.png",
+            "grey.png",
+            "ct.nii.gz",
+            "scores.csv",
+            "run.json",
+            "done.jsonl",
+        }
+        with Picture.open(out / "both.png") as mask:
+            assert np.array_equal(np.asarray(mask), DIM * 1 + BRIGHT * 4)
+        volume = np.asarray(nibabel.load(out / "ct.nii.gz").dataobj).T  # type: ignore[attr-defined]
+        assert np.array_equal(volume, column((5, *SHAPE), BRIGHT, 1, 3) * 4)
+
+    def test_each_class_may_have_its_own(self, images: Path, out: Path) -> None:
+        run(images, out, choices=Choices(per_class=True))
+        names = {path.name for path in out.iterdir()}
+        assert {"both_dim.png", "both_bright.png", "ct_dim.nii.gz", "ct_bright.nii.gz"} <= names
+        assert "both.png" not in names
+        with Picture.open(out / "both_dim.png") as mask:
+            assert np.array_equal(np.asarray(mask), (DIM | BRIGHT) * 1)
+        assert {row["output"] for row in table(out) if row["image"] == "both.png"} == {
+            "both_dim.png",
+            "both_bright.png",
+        }
+
+    def test_volumes_may_become_another_kind_of_file(self, images: Path, out: Path) -> None:
+        run(images, out, choices=Choices(volume_suffix=".seg.nrrd"))
+        assert (out / "ct.seg.nrrd").is_file()
+        assert (out / "both.png").is_file()
+
+    def test_images_of_one_name_and_two_kinds_keep_both_masks(self, images: Path, out: Path) -> None:
+        Picture.fromarray(picture((BRIGHT, 255))).save(images / "both.tif")
+        run(images, out)
+        assert {"both.png.png", "both.tif.png", "grey.png"} <= {path.name for path in out.iterdir()}
+
+    def test_pictures_to_look_at(self, images: Path, out: Path, tmp_path: Path) -> None:
+        run(images, out, previews=tmp_path / "looks")
+        assert {path.name for path in (tmp_path / "looks").iterdir()} == {"both.png", "grey.png", "ct.png"}
+
+    def test_each_image_is_encoded_once(self, images: Path, out: Path, tmp_path: Path) -> None:
+        runtime = FakeFindingRuntime()
+        run(images, out, runtime, choices=Choices(per_class=True), previews=tmp_path / "looks")
+        # Two pictures and five slices, of which the first and the last are the same.
+        assert runtime.encodes == 2 + 2
+
+
+class TestTheTable:
+    def test_what_failed_comes_first_then_the_lowest_scores(self, images: Path, out: Path) -> None:
+        result = run(images, out)
+        rows = table(out)
+        assert tuple(rows[0]) == COLUMNS
+        assert [(row["image"], row["class"], row["present"]) for row in rows] == [
+            ("broken.png", "", ""),
+            ("ct.nii.gz", "dim", "no"),
+            ("grey.png", "bright", "no"),
+            ("grey.png", "dim", "yes"),
+            ("both.png", "dim", "yes"),
+            ("both.png", "bright", "yes"),
+            ("ct.nii.gz", "bright", "yes"),
+        ]
+        assert "damaged" in rows[0]["error"] or "picture" in rows[0]["error"]
+        assert [row.image for row in result.failed] == ["broken.png"]
+        assert (result.now, result.before) == (3, 0)
+
+    def test_the_score_is_probability_times_predicted_iou(self, images: Path, out: Path) -> None:
+        run(images, out)
+        (row,) = [row for row in table(out) if (row["image"], row["class"]) == ("both.png", "bright")]
+        # An object logit of 4, and white.
+        assert (row["object_probability"], row["predicted_iou"], row["score"]) == ("0.9820", "1.0000", "0.9820")
+        assert (row["label"], row["pixels"], row["ml"], row["output"]) == ("4", str(BRIGHT.sum()), "", "both.png")
+
+    def test_volumes_come_in_millilitres(self, images: Path, out: Path) -> None:
+        run(images, out)
+        (row,) = [row for row in table(out) if (row["image"], row["class"]) == ("ct.nii.gz", "bright")]
+        mm3 = float(abs(np.linalg.det(nibabel.load(images / "ct.nii.gz").affine)))  # type: ignore[attr-defined]
+        assert float(row["ml"]) == pytest.approx(3 * BRIGHT.sum() * mm3 / 1000, abs=1e-3)
+
+    def test_of_what_is_absent_the_least_sure_comes_first(self, images: Path, out: Path) -> None:
+        sure, unsure = (folder.Row("a", "liver", 1, False, probability, 0.0, 0.0) for probability in (0.01, 0.4))
+        assert sorted([sure, unsure], key=folder.Row.place) == [unsure, sure]
+
+
+class Stopped(FakeFindingRuntime):
+    """Somebody presses Ctrl-C while the third image is looked at."""
+
+    def find(self, embedding, classes, drawn=None):  # type: ignore[no-untyped-def]
+        if len(self.asked) == 2:
+            raise KeyboardInterrupt
+        return super().find(embedding, classes, drawn)
+
+
+class TestGoingOn:
+    def test_after_an_interruption_only_what_is_missing_is_done(self, images: Path, out: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            run(images, out, Stopped())
+        assert {row["image"] for row in table(out)} == {"both.png", "broken.png"}
+        before = (out / "both.png").stat()
+        result = run(images, out)
+        assert (result.now, result.before, len(result.failed)) == (2, 1, 1)
+        assert (out / "both.png").stat() == before
+        assert len(table(out)) == 7
+
+    def test_what_changed_or_lost_its_mask_is_done_again_and_what_failed_is_tried_again(
+        self, images: Path, out: Path
+    ) -> None:
+        run(images, out)
+        Picture.fromarray(picture((BRIGHT, 255))).save(images / "broken.png")
+        Picture.fromarray(picture((BRIGHT, 250), (DIM, 100))).save(images / "grey.png")
+        (out / "ct.nii.gz").unlink()
+        result = run(images, out)
+        assert (result.now, result.before, result.failed) == (3, 1, ())
+        assert len(table(out)) == 8
+
+    def test_half_a_line_is_no_line(self, images: Path, out: Path) -> None:
+        run(images, out)
+        done = out / "done.jsonl"
+        whole = done.read_text()
+        done.write_text(whole[: len(whole) - 40])
+        assert run(images, out).now == 1
+        assert run(images, out).now == 0
+
+    def test_the_table_is_the_same_as_that_of_one_go(self, images: Path, out: Path, tmp_path: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            run(images, out, Stopped())
+        run(images, out)
+        run(images, tmp_path / "at once")
+        assert (out / "scores.csv").read_bytes() == (tmp_path / "at once/scores.csv").read_bytes()
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            lambda: {"runtime": FakeFindingRuntime(weights_hash="1" * 64)},
+            lambda: {"choices": Choices(carry=True)},
+            lambda: {"choices": Choices(intensity="min-max")},
+        ],
+    )
+    def test_masks_made_in_another_way_are_not_mixed(
+        self, images: Path, out: Path, other: Callable[[], dict[str, object]]
+    ) -> None:
+        run(images, out)
+        with pytest.raises(OutputError, match=r"another way \((weights_hash|carry|intensity)\).*--overwrite"):
+            run(images, out, **other())  # type: ignore[arg-type]
+        assert run(images, out, overwrite=True, **other()).before == 0  # type: ignore[arg-type]
+        settings = json.loads((out / "run.json").read_text())["settings"]
+        assert run(images, out, **other()).before == 3  # type: ignore[arg-type]
+        assert settings["per_class"] is False
+
+    def test_a_folder_of_other_things_is_left_alone(self, images: Path, out: Path) -> None:
+        out.mkdir()
+        (out / "both.png").write_bytes(b"precious")
+        with pytest.raises(OutputError, match="holds other files"):
+            run(images, out)
+        assert (out / "both.png").read_bytes() == b"precious"
+        assert run(images, out, overwrite=True).now == 3
+
+
+class TestWhatIsInAFolder:
+    def test_images_and_why_others_are_none(self, images: Path) -> None:
+        (images / "empty").mkdir()
+        (images / ".hidden.png").write_bytes(b"")
+        entries, skipped = images_in(images)
+        assert [entry.name for entry in entries] == ["both.png", "broken.png", "ct.nii.gz", "grey.png"]
+        assert skipped == [
+            Skipped("empty", "a folder without DICOM images"),
+            Skipped("notes.txt", "of no kind that palpate reads"),
+        ]
+
+    def test_the_output_may_lie_in_it(self, images: Path) -> None:
+        run(images, images / "masks")
+        assert run(images, images / "masks").before == 3
+
+    def test_a_folder_of_one_series_is_one_image(self, tmp_path: Path) -> None:
+        where = dicom(tmp_path / "series", count=3)
+        (entry,), skipped = images_in(where)
+        assert (entry.path, entry.name) == (where, "series")
+        assert not skipped
+
+    def test_series_in_folders_and_loose_files_are_images_each(self, tmp_path: Path, out: Path) -> None:
+        where = tmp_path / "all"
+        dicom(where / "patient-a", count=3)
+        dicom(where / "patient-b", count=1)
+        dicom(where, count=1, name="film1")
+        dicom(where, count=1, name="film2")
+        entries, _ = images_in(where)
+        assert [entry.name for entry in entries] == ["film1-0.dcm", "film2-0.dcm", "patient-a", "patient-b"]
+        result = run(where, out)
+        assert result.failed == ()
+        assert {row.output for row in result.rows} == {
+            f"{n}.nii.gz" for n in ("film1-0", "film2-0", "patient-a", "patient-b")
+        }
+
+    def test_dicom_may_become_a_dicom_seg(self, tmp_path: Path, images: Path, out: Path) -> None:
+        dicom(images / "patient", count=3)
+        result = run(images, out, choices=Choices(volume_suffix=".dcm"))
+        outputs = {row.image: row.output for row in result.rows}
+        assert (outputs["patient"], outputs["ct.nii.gz"]) == ("patient.dcm", "ct.nii.gz")
+        assert (out / "patient.dcm").is_file()
+
+    def test_a_dicom_seg_of_nothing_is_not_written(self, tmp_path: Path, out: Path) -> None:
+        where = dicom(tmp_path / "series", count=2)
+        nothing = FakeFindingRuntime(object_logits={"dim": -2.0, "bright": -2.0})
+        result = run(where, out, nothing, choices=Choices(volume_suffix=".dcm"))
+        assert [(row.present, row.output) for row in result.rows] == [(False, ""), (False, "")]
+        assert not list(out.glob("*.dcm"))
+        assert run(where, out, nothing, choices=Choices(volume_suffix=".dcm")).before == 1
+
+
+class TestWhatIsRefused:
+    def test_the_images_own_folder(self, images: Path) -> None:
+        with pytest.raises(OutputError, match="holds the images themselves"):
+            run(images, images)
+
+    def test_nothing_to_do(self, tmp_path: Path, out: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(FormatError, match="no images"):
+            run(tmp_path / "empty", out)
+        with pytest.raises(FormatError, match="there is no folder"):
+            images_in(tmp_path / "nowhere")
+
+    def test_a_session_that_finds_nothing_by_itself(self, images: Path, out: Path, fake_session: Session) -> None:
+        with pytest.raises(SettingError, match="palpate learn"):
+            find_in(fake_session, images_in(images)[0], out)
+        assert not out.exists()
+
+    @pytest.mark.parametrize(
+        ("wrong", "said"), [({"volume_suffix": ".jpg"}, "choose nii.gz"), ({"intensity": "odd"}, "odd")]
+    )
+    def test_choices_that_do_not_exist(self, wrong: dict[str, str], said: str) -> None:
+        with pytest.raises(SettingError, match=said):
+            Choices(**wrong)  # type: ignore[arg-type]
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_a_folder_that_cannot_be_written(self, images: Path, out: Path) -> None:
+        out.mkdir(mode=0o555)
+        with pytest.raises(OutputError, match="cannot write in"):
+            run(images, out)
+
+    def test_names_that_cannot_be_told_apart(self, images: Path, out: Path) -> None:
+        entries = [Entry(images / "both.png", "a"), Entry(images / "grey.png", "a")]
+        with pytest.raises(OutputError, match="rename one"):
+            find_in(Session(FakeFindingRuntime()), entries, out)
