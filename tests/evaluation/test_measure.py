@@ -6,6 +6,7 @@ import pytest
 from PIL import Image as Picture
 from small_cases import load_arrays, write_case
 
+from fake_runtime import FakeFindingRuntime
 from palpate.datasets import Case, LabelledImage, Region
 from palpate.errors import DatasetError, ImageError
 from palpate.evaluation.measure import Plan, measure_case, replay
@@ -208,13 +209,14 @@ ODD = {
     ("shape", "where"),
     [*((shape, "middle") for shape in ODD), *(("a gap", where) for where in ("every-slice", "one-slice"))],
 )
-def test_every_protocol_works_on_every_shape(fake_session: Session, tmp_path: Path, shape: str, where: str):
+def test_every_protocol_works_on_every_shape(tmp_path: Path, shape: str, where: str):
+    session = Session(FakeFindingRuntime())
     mask = ODD[shape]
     image = np.where(mask, 240, 0).astype(np.uint8)
     image[0, 0, ::2] += 10
     case = write_case(tmp_path, "odd", image, mask.astype(np.uint8))
     names = [one.name for one in all_protocols()]
-    rows = measured(fake_session, case, plan(*names, seeds=1, clicks=2, volumes=where))
+    rows = measured(session, case, plan(*names, seeds=1, clicks=2, volumes=where))
     expected = {one.name for one in all_protocols() if one.kind not in ("scribbles",)}
     if where == "one-slice":
         expected -= {one.name for one in all_protocols() if one.kind == "volume"}

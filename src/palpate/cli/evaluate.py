@@ -36,7 +36,10 @@ def evaluate(
     objects: Annotated[int | None, typer.Option(help="At most so many objects a case, drawn at random.")] = None,
     protocol: Annotated[
         list[str] | None,
-        typer.Option(help="What is asked, with commas between; --list shows all. Default: standard,expansion,shrink."),
+        typer.Option(
+            help="What is asked, with commas between; --list shows all. Default: standard,expansion,shrink; with "
+            "--auto learned,box+learned,standard."
+        ),
     ] = None,
     severity: Annotated[
         list[str] | None, typer.Option(metavar="S...", help="How wrong, as fractions: --severity 0.05 0.1 0.25.")
@@ -64,6 +67,9 @@ def evaluate(
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="What `palpate finetune` made, to put on the model.")] = None,
+    auto: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `palpate learn` made: its classes are measured.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Keep embeddings here, for runs that share an encoder.")
@@ -90,9 +96,12 @@ def evaluate(
 
     Part of a manifest:     palpate evaluate manifest.csv --dataset liver_ct --split test -o run/
 
+    Learned prompts:        palpate evaluate DATA --auto liver.safetensors -o run/
+
     Two runs, compared:     palpate evaluate compare run-a/ run-b/
 
-    RUN gets results.csv (one row a prompt), times.csv, summary.csv, summary.md and report.html. Stopped by Ctrl-C or a
+    RUN gets results.csv (one row a prompt), times.csv, summary.csv, summary.md and report.html; with --auto also
+    presence.csv (how sure the model was of each class on each slice). Stopped by Ctrl-C or a
     power cut, the same command goes on where it was.
     """
     with reporting_errors(as_json=as_json, kept=lambda: _kept(output)):
@@ -109,7 +118,7 @@ def evaluate(
         from palpate.evaluation.run import ModelChoice, evaluate
 
         plan = _plan(
-            protocol,
+            _protocols(protocol, auto),
             severity,
             seeds=seeds,
             seed=seed,
@@ -124,7 +133,7 @@ def evaluate(
         )
         found = open_dataset(data, labels=labels, dataset=separated(dataset) or None, split=split, channel=channel)
         chosen = list(found) if cases is None else some_cases(found, most=cases, seed=seed)
-        choice = ModelChoice(model, weights, device, adapter, cache, size)
+        choice = ModelChoice(model, weights, device, adapter, cache, size, auto)
         with _progress(enabled=not as_json) as advance:
             run = evaluate(
                 chosen,
@@ -150,8 +159,14 @@ def evaluate(
             say_json({"run": str(run.folder), "record": run.record, "summary": [vars(row) for row in summary]})
 
 
+def _protocols(asked: list[str] | None, auto: Path | None) -> list[str]:
+    """The names of the protocols, each once, or the usual ones."""
+    usual = ["standard", "expansion", "shrink"] if auto is None else ["learned", "box+learned", "standard"]
+    return list(dict.fromkeys(separated(asked))) or usual
+
+
 def _plan(
-    protocol: list[str] | None,
+    names: list[str],
     severity: list[str] | None,
     *,
     seeds: int,
@@ -168,7 +183,6 @@ def _plan(
     from palpate.evaluation import measure, protocols
     from palpate.images.intensity import parse_intensity
 
-    names = list(dict.fromkeys(separated(protocol))) or ["standard", "expansion", "shrink"]
     try:
         severities = [float(text) for text in separated(severity)]
     except ValueError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,12 +15,22 @@ from jaxtyping import Bool, UInt8
 
 from palpate.datasets.case import Case, Region
 from palpate.errors import DatasetError, PromptError
-from palpate.evaluation.protocols import Protocol, VolumePrompts, dice_for, targets_for, without_slice
-from palpate.evaluation.table import Row
+from palpate.evaluation.found import Look, classes_of, finding_runtime, look, region_of
+from palpate.evaluation.protocols import (
+    LEARNED_KINDS,
+    Protocol,
+    VolumePrompts,
+    dice_for,
+    drawn_by,
+    targets_for,
+    without_slice,
+)
+from palpate.evaluation.table import Presence, Row
 from palpate.images import read
 from palpate.images.slices import slice_first
 from palpate.inference.session import Session
 from palpate.metrics import NsdMode, dice, iou, leak_ratio, nsd, surface_distances
+from palpate.models.promptable import LearnedClass
 from palpate.prompts import volumes
 from palpate.prompts.clicks import added, next_click
 from palpate.prompts.scribbles import human_scribble
@@ -80,10 +90,15 @@ Unit = Literal["mm", "pixels"]
 
 @dataclass(frozen=True)
 class Measured:
-    """The rows of one case, and the unit of its distances."""
+    """The rows of one case, and the unit of its distances.
+
+    `presence` is what was believed to be there, and `left_out` names objects that are no class of the model's.
+    """
 
     rows: tuple[Row, ...]
     unit: Unit
+    presence: tuple[Presence, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def measure_case(session: Session, case: Case, plan: Plan, *, progress: Progress | None = None) -> Measured:
@@ -93,15 +108,22 @@ def measure_case(session: Session, case: Case, plan: Plan, *, progress: Progress
         PalpateError: the case cannot be read, or the model does not take a protocol's prompts.
     """
     scene = _Scene.of(session, case, plan)
-    regions = _chosen(scene, plan)
+    regions, left_out = _chosen(scene, plan)
+    presence: list[Presence] = []
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for one in plan.protocols:
+        # One look answers for all objects, so these come first, and the table is put in order afterwards.
+        for region, attempt in _found(session, scene, regions, one, plan, presence=presence):
+            rows.setdefault((region.name, one.name), []).extend(_rows(scene, region, one, attempt, plan))
     asked = [(region, one) for region in regions for one in plan.protocols]
-    rows: list[Row] = []
     for done, (region, one) in enumerate(asked):
-        for attempt in _attempts(session, scene, region, one, plan):
-            rows += _rows(scene, region, one, attempt, plan)
+        if one.kind not in LEARNED_KINDS:
+            for attempt in _attempts(session, scene, region, one, plan):
+                rows.setdefault((region.name, one.name), []).extend(_rows(scene, region, one, attempt, plan))
         if progress is not None:
             progress(done + 1, len(asked))
-    return Measured(tuple(rows), scene.unit)
+    ordered = [row for region, one in asked for row in rows.get((region.name, one.name), ())]
+    return Measured(tuple(ordered), scene.unit, tuple(presence), left_out)
 
 
 def replay(session: Session, case: Case, plan: Plan, row: Row) -> list[Shown]:
@@ -120,12 +142,17 @@ def replay(session: Session, case: Case, plan: Plan, row: Row) -> list[Shown]:
     one = next((item for item in plan.protocols if item.name == row.protocol), None)
     if region is None or one is None:
         raise PromptError(f"{case.name} has no object {name!r} or the plan no protocol {row.protocol!r}")
-    for attempt in _attempts(session, scene, region, one, plan):
+    if one.kind in LEARNED_KINDS:
+        attempts = (attempt for _, attempt in _found(session, scene, [region], one, plan))
+    else:
+        attempts = _attempts(session, scene, region, one, plan)
+    for attempt in attempts:
         if (attempt.severity, attempt.seed) == (row.severity, row.seed):
             prompted = sorted({target.z or 0 for target in attempt.targets})
             mistakes = (attempt.prediction ^ region.mask(scene.labels)).sum(axis=(1, 2))
             worst = int(only) if only else int(mistakes.argmax())
-            shown = [worst] if only or len(prompted) > 1 else list(dict.fromkeys([prompted[0], worst]))
+            first = prompted[0] if prompted else volumes.middle_slice(region.mask(scene.labels))
+            shown = [worst] if only or len(prompted) > 1 else list(dict.fromkeys([first, worst]))
             return [_shown(scene, region, attempt, z) for z in shown]
     raise PromptError(f"severity {row.severity:g} with seed {row.seed} is not in the plan")
 
@@ -141,6 +168,10 @@ class _Scene:
     spacing: tuple[float, float, float]
     unit: Unit
     marks: tuple[np.ndarray, ...]
+    classes: tuple[LearnedClass, ...]
+    """What the session finds by itself."""
+    wanted: tuple[Region | None, ...]
+    """The case's object of each class; None where nobody labelled it."""
 
     @classmethod
     def of(cls, session: Session, case: Case, plan: Plan) -> _Scene:
@@ -149,6 +180,7 @@ class _Scene:
         session.set_image(image, intensity=plan.intensity)
         axis = session.axis
         in_mm = image.knows_place and case.dataset not in plan.in_pixels
+        classes = classes_of(session)
         spacing = list(image.geometry.spacing[::-1]) if in_mm else [1.0, 1.0, 1.0]
         if axis is not None:
             spacing.insert(0, spacing.pop(axis))
@@ -160,6 +192,8 @@ class _Scene:
             spacing=(spacing[0], spacing[1], spacing[2]),
             unit="mm" if in_mm else "pixels",
             marks=_marks(case, axis, image.shape) if any(one.kind == "scribbles" for one in plan.protocols) else (),
+            classes=classes,
+            wanted=tuple(region_of(case, one, classes) for one in classes),
         )
 
 
@@ -176,12 +210,146 @@ class _Attempt:
     only: int | None = None
 
 
-def _chosen(scene: _Scene, plan: Plan) -> list[Region]:
+def _chosen(scene: _Scene, plan: Plan) -> tuple[list[Region], tuple[str, ...]]:
+    """The objects to measure, and the names of those that are no class of a session that finds by itself."""
     regions = scene.case.objects(scene.labels)
-    if plan.objects is None or len(regions) <= plan.objects:
-        return regions
-    rng = dice_for(plan.seed, scene.case.dataset, scene.case.name, "objects")
-    return [regions[i] for i in sorted(rng.choice(len(regions), size=plan.objects, replace=False).tolist())]
+    left_out: list[str] = []
+    if scene.classes:
+        left_out = [region.name for region in regions if region not in scene.wanted]
+        regions = [region for region in regions if region in scene.wanted]
+    if plan.objects is not None and len(regions) > plan.objects:
+        rng = dice_for(plan.seed, scene.case.dataset, scene.case.name, "objects")
+        regions = [regions[i] for i in sorted(rng.choice(len(regions), size=plan.objects, replace=False).tolist())]
+    return regions, tuple(left_out)
+
+
+def _found(
+    session: Session,
+    scene: _Scene,
+    regions: Sequence[Region],
+    one: Protocol,
+    plan: Plan,
+    *,
+    presence: list[Presence] | None = None,
+) -> Iterator[tuple[Region, _Attempt]]:
+    """Attempts of protocols with learned prompts, those of one look together; nothing for any other protocol.
+
+    What an autonomous look believes to be there is added to `presence`.
+    """
+    if one.kind not in LEARNED_KINDS:
+        return
+    finding_runtime(session)  # which says what to do where there is none
+    if one.kind == "learned":
+        seen = look(session, _looked_at(scene, regions, plan))
+        if presence is not None:
+            presence += _presence(scene, seen)
+        yield from _attempts_of(scene, regions, seen, plan, severity=0.0, seed=0)
+        return
+    # Whoever goes through a picture or all slices draws every object; a middle slice says nothing of the others.
+    everything = not scene.is_volume or plan.volumes != "middle"
+    for severity in one.severities:
+        for repetition in range(plan.seeds if one.random else 1):
+            seed = plan.seed + repetition if one.random else 0
+            for some, targets in _drawn(scene, regions, one, plan, severity=severity, seed=plan.seed + repetition):
+                slices = [target.z or 0 for target in targets] if everything else range(len(scene.labels))
+                seen = look(session, slices, targets, only_drawn=everything)
+                yield from _attempts_of(scene, some, seen, plan, severity=severity, seed=seed)
+
+
+def _attempts_of(
+    scene: _Scene, regions: Sequence[Region], seen: Look, plan: Plan, *, severity: float, seed: int
+) -> Iterator[tuple[Region, _Attempt]]:
+    """One look, object by object. An object that has no such prompt has no attempt."""
+    for region in regions:
+        number = scene.wanted.index(region)
+        own = tuple(target for target in seen.targets if target.label == seen.classes[number].value)
+        if seen.targets and not own:
+            continue
+        only = None
+        if scene.is_volume and plan.volumes == "one-slice":
+            only = volumes.middle_slice(region.mask(scene.labels))
+            own = tuple(target for target in own if target.z == only)
+        found = seen.mask(number)
+        if scene.case.ignore is not None:
+            found = found & (scene.labels != scene.case.ignore)  # what nobody labelled is neither right nor wrong
+        milliseconds = seen.milliseconds / (1 if only is None else len(seen.slices))
+        yield region, _Attempt(severity, seed, own, found, seen.predicted_iou(number, only), milliseconds, only)
+
+
+def _looked_at(scene: _Scene, regions: Sequence[Region], plan: Plan) -> list[int]:
+    """The slices to look at with nothing drawn: all, because nobody says where the objects are.
+
+    Where the middle slice of an object is all that counts, these, and for each class a slice that is without it.
+    """
+    if not scene.is_volume or plan.volumes != "one-slice":
+        return list(range(len(scene.labels)))
+    chosen = [volumes.middle_slice(region.mask(scene.labels)) for region in regions]
+    for wanted, region in zip(scene.classes, scene.wanted, strict=True):
+        without = [] if region is None else np.flatnonzero(~region.mask(scene.labels).any(axis=(1, 2))).tolist()
+        if without:
+            rng = dice_for(plan.seed, scene.case.dataset, scene.case.name, wanted.name, "without")
+            chosen.append(without[int(rng.integers(len(without)))])
+    return chosen
+
+
+def _presence(scene: _Scene, seen: Look) -> list[Presence]:
+    """What was believed of each class that the case's labels tell of, on each slice."""
+    found: list[Presence] = []
+    for number, (wanted, region) in enumerate(zip(seen.classes, scene.wanted, strict=True)):
+        if region is None:
+            continue
+        there, mask = region.mask(scene.labels), seen.mask(number)
+        for place, z in enumerate(seen.slices):
+            logit = float(seen.object_logits[place, number])
+            found.append(
+                Presence(
+                    dataset=scene.case.dataset,
+                    subject=scene.case.subject,
+                    case=scene.case.name,
+                    slice=z if scene.is_volume else -1,
+                    wanted=wanted.name,
+                    present=bool(there[z].any()),
+                    object_probability=seen.findings[number].probabilities[place],
+                    object_logit=logit,
+                    pixels=int(mask[z].sum()),
+                )
+            )
+    return found
+
+
+def _drawn(
+    scene: _Scene, regions: Sequence[Region], one: Protocol, plan: Plan, *, severity: float, seed: int
+) -> Iterator[tuple[list[Region], list[Target]]]:
+    """What a person draws, and for which objects it is asked: everything at once, or each middle slice for itself.
+
+    All objects of the case are drawn where the person draws, whether they are among `regions` or not, and each as the
+    protocol's strategy draws it alone.
+    """
+    present = set(scene.case.objects(scene.labels))
+    masks = {region: region.mask(scene.labels) for region in scene.wanted if region is not None and region in present}
+    middles: dict[int | None, list[Region]] = {}
+    for region in regions:
+        alone = scene.is_volume and plan.volumes == "one-slice"
+        middles.setdefault(volumes.middle_slice(masks[region]) if alone else None, []).append(region)
+    for on, some in middles.items():
+        targets: list[Target] = []
+        for region, mask in masks.items():
+            rng = dice_for(seed, scene.case.dataset, scene.case.name, region.name, drawn_by(one))
+            there = mask if on is None else np.zeros_like(mask)
+            if on is not None:
+                there[on] = mask[on]
+            if not there.any():
+                continue
+            try:
+                drawn = targets_for(
+                    one, there, scene.pixels, severity=severity, rng=rng, is_volume=scene.is_volume, where=plan.volumes
+                )
+            except PromptError:
+                continue  # there is no such prompt for this object
+            wanted = scene.classes[scene.wanted.index(region)]
+            targets += [replace(item, label=wanted.value, name=wanted.name, z_range=None) for item in drawn]
+        if targets:
+            yield some, targets
 
 
 def _attempts(session: Session, scene: _Scene, region: Region, one: Protocol, plan: Plan) -> Iterator[_Attempt]:

@@ -1,9 +1,9 @@
 """Protocols: what a simulated user does with each object, and how far that is from ideal.
 
 A protocol is either a prompt strategy of `palpate.prompts.strategies` (drawn on a picture, or on a volume's middle
-slice and carried through, or on every slice), a mistake that only volumes know, people's own scribbles, or a user who
-corrects by clicks. All are drawn from the reference mask, so they say how a model answers such prompts, not how people
-draw.
+slice and carried through, or on every slice), a mistake that only volumes know, people's own scribbles, a user who
+corrects by clicks, or learned prompts, alone or beside a strategy's. What is drawn is drawn from the reference mask, so
+it says how a model answers such prompts, not how people draw.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ VolumePrompts = Literal["middle", "every-slice", "one-slice"]
 """Where a volume is prompted: on the object's middle slice and carried to its ends, on each of its slices, or on the
 middle slice, which then is all that counts."""
 
-Kind = Literal["strategy", "volume", "clicks", "box, then clicks", "scribbles"]
+Kind = Literal[
+    "strategy", "volume", "clicks", "box, then clicks", "scribbles", "learned", "strategy beside what was learned"
+]
+
+LEARNED_KINDS: tuple[Kind, ...] = ("learned", "strategy beside what was learned")
+"""Those that a model without learned prompts cannot answer."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,28 @@ _OTHERS = (
     ),
 )
 
+_BESIDE = {
+    "box+learned": "standard",
+    "points+learned": "points-3",
+    "expansion+learned": "expansion",
+    "shrink+learned": "shrink",
+    "jitter+learned": "jitter",
+}
+"""What a person draws in the semi-autonomous protocols, by its strategy."""
+
+_LEARNED = Protocol(
+    "learned",
+    "Nothing is drawn: the model finds its classes by learned prompts (--auto)",
+    kind="learned",
+    random=False,
+    source="Wahd et al. 2024, arXiv 2409.06821",
+)
+
 
 def all_protocols() -> tuple[Protocol, ...]:
     """All there are, with the severities they are run at unless told otherwise."""
-    return (*(_of_strategy(item) for item in STRATEGIES), *_MISTAKES, *_OTHERS)
+    beside = (_beside(name, strategy(drawn)) for name, drawn in _BESIDE.items())
+    return (*(_of_strategy(item) for item in STRATEGIES), *_MISTAKES, *_OTHERS, _LEARNED, *beside)
 
 
 def protocol(name: str, severities: Sequence[float | int] = ()) -> Protocol:
@@ -151,6 +174,17 @@ def _of_strategy(item: Strategy) -> Protocol:
     )
 
 
+def _beside(name: str, item: Strategy) -> Protocol:
+    says = f"{item.says}; beside learned prompts (--auto)"
+    kind = "strategy beside what was learned"
+    return replace(_of_strategy(item), name=name, says=says, kind=kind, source=_LEARNED.source)
+
+
+def drawn_by(asked: Protocol) -> str:
+    """The strategy of a protocol that draws; a protocol beside learned prompts draws what its strategy does alone."""
+    return _BESIDE.get(asked.name, asked.name)
+
+
 def dice_for(seed: int, *names: str) -> np.random.Generator:
     """A generator that depends on these names alone, not on what was drawn before or elsewhere.
 
@@ -179,7 +213,7 @@ def targets_for(
     if asked.kind == "volume":
         applies = is_volume and where != "one-slice"
         return _mistaken(asked, mask, pixels, severity=severity, rng=rng) if applies else []
-    draw = _drawn_by(strategy(asked.name), pixels, severity=severity, rng=rng)
+    draw = _drawn_by(strategy(drawn_by(asked)), pixels, severity=severity, rng=rng)
     if not is_volume:
         return [Target(tuple(without_slice(prompt) for prompt in draw(mask[0], 0)))]
     if where == "every-slice":

@@ -21,8 +21,10 @@ from typing import Any
 
 from palpate.datasets.case import Case
 from palpate.errors import DatasetError, OutputError, PalpateError, SettingError
+from palpate.evaluation.found import classes_of, finding_runtime, region_of
 from palpate.evaluation.measure import Measured, Plan, measure_case
-from palpate.evaluation.table import Row, Run, object_name, read_run, results_csv, times_csv
+from palpate.evaluation.protocols import LEARNED_KINDS
+from palpate.evaluation.table import Presence, Row, Run, object_name, presence_csv, read_run, results_csv, times_csv
 from palpate.images.formats import replacing
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.environment import environment
@@ -35,7 +37,8 @@ from palpate.inference.session import Session, load
 class ModelChoice:
     """Which model to load, as in `palpate.load`; every worker loads its own.
 
-    `cache` is a folder of embeddings and `cache_bytes` its new bound, if it is to have one.
+    `auto` is a file of learned prompts. `cache` is a folder of embeddings and `cache_bytes` its new bound, if it is to
+    have one.
     """
 
     name: str | None = None
@@ -44,6 +47,7 @@ class ModelChoice:
     adapter: Path | None = None
     cache: Path | None = None
     cache_bytes: int | None = None
+    auto: Path | None = None
 
     def load(self) -> Session:
         """A session on it.
@@ -52,7 +56,9 @@ class ModelChoice:
             ModelError, SettingError: see `palpate.load`.
         """
         cache = None if self.cache is None else EmbeddingCache(self.cache, max_bytes=self.cache_bytes)
-        return load(self.name, weights=self.weights, device=self.device, adapter=self.adapter, cache=cache)
+        return load(
+            self.name, weights=self.weights, device=self.device, adapter=self.adapter, auto=self.auto, cache=cache
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,8 @@ def evaluate(
     _check_cases(cases)
     session = model if isinstance(model, Session) else model.load()
     fingerprints = {case: content_hash(case) for case in cases}
+    if any(one.kind in LEARNED_KINDS for one in plan.protocols):
+        finding_runtime(session)  # told now, and not once for every case
     settings = _settings(session, plan, cases)
     content = _digest(f"{case.dataset}/{case.name} {fingerprints[case]}" for case in cases)
     if _is_finished(folder, settings, content):
@@ -128,6 +136,7 @@ def evaluate(
         )
     measured = {case: found for case in cases if (found := _finished(parts, case, fingerprints[case])) is not None}
     rows = [row for case in cases for row in measured[case].rows]
+    presence = [one for case in cases for one in measured[case].presence]
     if not rows:
         raise DatasetError(
             f"none of the {len(cases)} cases holds an object that could be prompted, so nothing was measured; "
@@ -135,17 +144,28 @@ def evaluate(
         )
     record = {
         "command": command,
-        **_record(session, plan, cases, rows),
+        **_record(session, plan, cases, rows, left_out=[name for case in cases for name in measured[case].left_out]),
+        **({} if isinstance(model, Session) or model.auto is None else {"auto": _about(model.auto)}),
         "data": data,
         "data_sha256": content,
         "units": _units(measured),
         "settings": settings,
     }
     _write(folder / "times.csv", times_csv(rows))
+    if presence:
+        _write(folder / "presence.csv", presence_csv(presence))
+    else:
+        (folder / "presence.csv").unlink(missing_ok=True)  # of a run that this one replaces
     _write(folder / "run.json", json.dumps(record, indent=2) + "\n")
     _write(folder / "results.csv", results_csv(rows))  # last: with it the run is finished
     _clear(parts)
     return read_run(folder)
+
+
+def _about(auto: Path) -> dict[str, str]:
+    """Which file of learned prompts it was."""
+    with auto.open("rb") as stream:
+        return {"file": auto.name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def _size(path: Path) -> int:
@@ -181,9 +201,11 @@ def _check_cases(cases: Sequence[Case]) -> None:
 def _settings(session: Session, plan: Plan, cases: Sequence[Case]) -> dict[str, Any]:
     """Everything that decides the table, but for the data."""
     runtime = session.runtime
+    classes = [[one.name, one.value] for one in classes_of(session)]
     return {
         "model": runtime.model,
         "weights_hash": runtime.weights_hash,
+        **({"classes": classes} if classes else {}),
         "runtime": runtime.describe(),
         "versions": environment(),
         "plan": json.loads(json.dumps(asdict(plan))),
@@ -263,12 +285,15 @@ def _finished(parts: Path, case: Case, fingerprint: str) -> Measured | None:
     kept = _read_json(_part(parts, case))
     if kept.get("sha256") != fingerprint:
         return None  # not there, cut off, or of what the case was before: measured again
-    return Measured(tuple(Row(**values) for values in kept["rows"]), kept["unit"])
+    rows = tuple(Row(**values) for values in kept["rows"])
+    presence = tuple(Presence(**values) for values in kept.get("presence", ()))
+    return Measured(rows, kept["unit"], presence, tuple(kept.get("left_out", ())))
 
 
 def _keep(parts: Path, case: Case, fingerprint: str, found: Measured) -> None:
     rows = [asdict(row) for row in found.rows]
     content = {"case": f"{case.dataset}/{case.name}", "sha256": fingerprint, "unit": found.unit, "rows": rows}
+    content |= {"presence": [asdict(one) for one in found.presence], "left_out": list(found.left_out)}
     _write(_part(parts, case), json.dumps(content))
 
 
@@ -378,15 +403,15 @@ def _on_cluster(
         client = Client(address, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
         raise SettingError(f"no dask scheduler answers at {address!r} ({error}); start one or correct --dask") from None
-    weights, adapter, cache = (
-        None if path is None else path.resolve() for path in (model.weights, model.adapter, model.cache)
+    weights, adapter, auto, cache = (
+        None if path is None else path.resolve() for path in (model.weights, model.adapter, model.auto, model.cache)
     )
     try:
         futures = client.map(
             _measure_on_cluster,
             [case.resolved() for case in cases],  # workers may have been started elsewhere
             plan=plan,
-            model=replace(model, weights=weights, adapter=adapter, cache=cache),
+            model=replace(model, weights=weights, adapter=adapter, auto=auto, cache=cache),
             like=(runtime.weights_hash, runtime.describe(), dict(environment())),
             pure=False,
             key=[f"palpate-{_digest([case.dataset, case.name])[:16]}-{os.getpid()}" for case in cases],
@@ -426,9 +451,11 @@ def _session_of_thread(model: ModelChoice, _thread: int) -> Session:
     return model.load()
 
 
-def _record(session: Session, plan: Plan, cases: Sequence[Case], rows: Sequence[Row]) -> dict[str, Any]:
+def _record(
+    session: Session, plan: Plan, cases: Sequence[Case], rows: Sequence[Row], *, left_out: Sequence[str]
+) -> dict[str, Any]:
     runtime = session.runtime
-    notes = [*_about_cases(cases, rows), *_left_out(plan, rows)]
+    notes = [*_about_cases(cases, rows), *_left_out(plan, rows), *_about_classes(session, cases, left_out)]
     if plan.in_pixels:
         notes.append(f"distances in pixels, not mm, for {', '.join(plan.in_pixels)}")
     return {
@@ -460,6 +487,26 @@ def _about_cases(cases: Sequence[Case], rows: Sequence[Row]) -> list[str]:
             "every case is taken for a subject of its own; if some are of one person, intervals are too short and "
             "tests too sure: say whose they are in a manifest"
         )
+    return notes
+
+
+def _about_classes(session: Session, cases: Sequence[Case], left_out: Sequence[str]) -> list[str]:
+    """Which objects were not asked for, because they were not learned, and which go by their label value alone."""
+    classes, notes = classes_of(session), list[str]()
+    known = ", ".join(one.name for one in classes)
+    for name in sorted(set(left_out)):
+        count = left_out.count(name)
+        notes.append(
+            f"{count} object{'s' if count > 1 else ''} called {name} left out: none of what was learned ({known})"
+        )
+    taken = {
+        (region.name, one.name)
+        for case in cases
+        for one in classes
+        if (region := region_of(case, one, classes)) is not None and case.regions
+        if region.name.casefold() != one.name.casefold()
+    }
+    notes += [f"{region} was taken for {name}, whose label value it has" for region, name in sorted(taken)]
     return notes
 
 

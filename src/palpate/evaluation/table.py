@@ -4,6 +4,7 @@ A run's folder holds
 
 - `results.csv`: everything that is the same when the same command runs again, byte by byte;
 - `times.csv`: the same keys and `milliseconds`, which never are the same twice;
+- `presence.csv`, if the model was asked to find its classes: how sure it was of each on each slice;
 - `run.json`: the command, settings, versions and hashes that made it.
 """
 
@@ -68,13 +69,35 @@ class Row:
         return self.dataset, self.subject, self.case, self.object, self.protocol, self.severity, self.seed
 
 
+@dataclass(frozen=True)
+class Presence:
+    """How sure the model was that a class is on a slice, with nothing drawn.
+
+    - `slice` is -1 for a picture. `wanted` is the class's name on the card (in the file the column is `class`).
+    - `present` says whether any pixel of the slice is labelled so.
+    - `object_logit` is above 0 where the model believes that the class is there; `object_probability` is its sigmoid.
+    - `pixels` is how many it gave to the class: none below a logit of 0, whatever the mask.
+    """
+
+    dataset: str
+    subject: str
+    case: str
+    slice: int
+    wanted: str
+    present: bool
+    object_probability: float
+    object_logit: float
+    pixels: int
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run: its rows, and the record of how they were made."""
+    """A finished run: its rows, the record of how they were made, and what was believed to be there."""
 
     rows: tuple[Row, ...]
     record: dict[str, Any]
     folder: Path
+    presence: tuple[Presence, ...] = ()
 
     @property
     def units(self) -> dict[str, str]:
@@ -127,6 +150,51 @@ def times_csv(rows: Iterable[Row]) -> str:
     return _csv(rows, (*KEYS, "milliseconds"))
 
 
+_PRESENCE = ("dataset", "subject", "case", "slice", "class", "present", "object_probability", "object_logit", "pixels")
+
+
+def presence_csv(found: Iterable[Presence]) -> str:
+    """The table of what was believed to be there; `slice` is empty for a picture, `present` is yes or no."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_PRESENCE)
+    for one in found:
+        z = "" if one.slice < 0 else str(one.slice)
+        sureness = (_text(one.object_probability), _text(one.object_logit))
+        writer.writerow(
+            [one.dataset, one.subject, one.case, z, one.wanted, "yes" if one.present else "no", *sureness, one.pixels]
+        )
+    return text.getvalue()
+
+
+def read_presence(path: Path) -> tuple[Presence, ...]:
+    """That table again.
+
+    Raises:
+        FormatError: not a table of this kind, or a damaged one.
+    """
+    found: list[Presence] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file, strict=True):
+                found.append(
+                    Presence(
+                        dataset=line["dataset"],
+                        subject=line["subject"],
+                        case=line["case"],
+                        slice=int(line["slice"] or -1),
+                        wanted=line["class"],
+                        present={"yes": True, "no": False}[line["present"]],
+                        object_probability=float(line["object_probability"]),
+                        object_logit=float(line["object_logit"]),
+                        pixels=int(line["pixels"]),
+                    )
+                )
+    except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path} is damaged ({type(error).__name__}: {error}); {_AGAIN}") from None
+    return tuple(found)
+
+
 def read_rows(results: Path, times: Path | None = None) -> tuple[Row, ...]:
     """The rows of a table, with times where they are known.
 
@@ -166,7 +234,9 @@ def read_run(folder: str | Path) -> Run:
         raise FormatError(f"{record} is damaged: {error}; {_AGAIN}") from None
     if not isinstance(made, dict):
         raise FormatError(f"{record} is no record of a run, which is a JSON object; {_AGAIN}")
-    return Run(read_rows(results, times if times.is_file() else None), made, folder)
+    presence = folder / "presence.csv"
+    found = read_presence(presence) if presence.is_file() else ()
+    return Run(read_rows(results, times if times.is_file() else None), made, folder, found)
 
 
 def _csv(rows: Iterable[Row], columns: tuple[str, ...]) -> str:
