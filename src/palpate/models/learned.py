@@ -47,10 +47,10 @@ _METADATA = "palpate_learned_prompts"
 class LearnedCard:
     """All that is known of learned prompts; it travels inside the file.
 
-    `base` is a model of the catalogue and `base_sha256` the content hash of its weights. `trained` says what of the
-    base model moved with the prompts; None: nothing. `images` is how many labelled images they were learned from.
-    `intensity` is the rule that images were shown by, empty for each image's own. `data`, `licence`, `recipe` and
-    `metrics` are for people, and for making it again.
+    `prior` says whether the predictor begins from a `CellPrior`. `base` is a model of the catalogue and `base_sha256`
+    the content hash of its weights. `trained` says what of the base model moved with the prompts; None: nothing.
+    `images` is how many labelled images they were learned from. `intensity` is the rule that images were shown by,
+    empty for each image's own. `data`, `licence`, `recipe` and `metrics` are for people, and for making it again.
     """
 
     name: str
@@ -61,6 +61,7 @@ class LearnedCard:
     tokens: int
     trained: Trained | None
     images: int
+    prior: bool = False
     intensity: str = ""
     summary: str = ""
     data: str = ""
@@ -257,6 +258,7 @@ def finder_for(network: nn.Module, card: LearnedCard) -> Finder:
         level_channels=levels,
         mask_scale=scale,
         tokens=card.tokens,
+        prior=card.prior,
         channels=channels,
         heads=decoder.heads,
         mlp_channels=decoder.mlp_channels,

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from palpate.datasets.case import Case, Region
 from palpate.errors import DatasetError
@@ -31,7 +32,7 @@ from palpate.metrics import dice
 from palpate.models import adapters, catalogue, weights
 from palpate.models.frame import CanvasPrompt, Frame
 from palpate.models.learned import Found, LearnedCard, LearnedClass, finder_for, read_card, save, tensors_of
-from palpate.models.prompt_predictor import Items, LearnedPrompts
+from palpate.models.prompt_predictor import CellPrior, Items, LearnedPrompts
 from palpate.models.promptable import ImageEmbedding
 from palpate.prompts.sampling import foreground_points
 from palpate.prompts.strategies import strategy
@@ -43,6 +44,7 @@ from palpate.training.learn_data import classes_of, described, few, shown
 from palpate.training.learn_recipe import LearnRecipe, MixRecipe
 from palpate.training.moving_weights import MovingWeights
 from palpate.training.overlays import draw_found
+from palpate.training.prior import Labelled, fit
 from palpate.training.run_folder import RunFolder
 from palpate.training.scenes import Scene, Views, rng_for
 from palpate.training.task import Batch, Done, Event, Listener, Plan, Verdict
@@ -171,6 +173,7 @@ class _Learning:
             tokens=recipe.tokens,
             trained=recipe.trained,
             images=len(train_cases),
+            prior=recipe.prior,
             intensity=recipe.data.intensity or "",
             summary=recipe.summary,
             licence=recipe.licence,
@@ -216,6 +219,7 @@ class _Learning:
         val_scenes = self._embedded(val_cases, tell, moved=False)
         if not any(scene.regions for scene in self.scenes):
             raise DatasetError("no image shows any of the classes, or only parts that are too small; check --target")
+        self._fit_prior()
         pairs = [(scene, i) for scene in val_scenes for i, _ in self._there(scene)]
         chosen = rng_for(recipe.seed, "validation").permutation(len(pairs))[: recipe.validated].tolist()
         self.validation = [pairs[i] for i in sorted(chosen)]
@@ -268,6 +272,32 @@ class _Learning:
             self.fabric.barrier()
         return part(cases, told)
 
+    def _fit_prior(self) -> None:
+        """By all processes alike; the same scenes give the same prior, so no checkpoint needs to hold it."""
+        prior = self.finder.predictor.prior
+        if prior is None:
+            return
+        held = CellPrior(classes=len(self.classes), channels=prior.weight.shape[1] // 2)  # on the CPU
+        held.window = prior.window
+        fit(held, [partial(self._labelled, scene) for scene in self.scenes], heed=lambda: None)
+        prior.load_state_dict(held.state_dict())
+
+    def _labelled(self, scene: Scene) -> Labelled:
+        features = torch.from_numpy(np.asarray(self._embedding(scene).features[0], dtype=np.float32))
+        rows, columns = features.shape[1:]
+        targets = torch.from_numpy(
+            np.stack([self.frame.target(region.mask(scene.labels)) for region in self._all(scene)])
+        )
+        tall, wide = (-(-extent * rows // self.frame.size) for extent in self.frame.content_shape(scene.shape))
+        on_image = torch.zeros(rows, columns, dtype=torch.bool)
+        on_image[:tall, :wide] = True
+        return Labelled(features, adaptive_avg_pool2d(targets, (rows, columns)), on_image)
+
+    def _all(self, scene: Scene) -> list[Region]:
+        """The classes as regions, in their order."""
+        regions = {region.name: region for region in scene.case.regions}
+        return [regions[one.name] for one in self.classes]
+
     def _there(self, scene: Scene) -> list[tuple[int, Region]]:
         """The classes on a view that are large enough to be asked for, as (class, region)."""
         places = {one.name: i for i, one in enumerate(self.classes)}
@@ -314,8 +344,7 @@ class _Learning:
         there = self._there(scene)
         # A part that is too small to be asked for is neither present nor absent.
         labels = scene.labels
-        regions = {region.name: region for region in scene.case.regions}
-        absent = [i for i, one in enumerate(self.classes) if not regions[one.name].mask(labels).any()]
+        absent = [i for i, region in enumerate(self._all(scene)) if not region.mask(labels).any()]
         is_there = bool(there) and (not absent or float(rng.random()) < recipe.present)
         side = self.frame.mask_size
         if not is_there:

@@ -86,7 +86,7 @@ class MixRecipe(Section):
 class LearnRecipe(Section):
     """A whole recipe.
 
-    - `variant` and `tokens` are the predictor's; see `palpate.models.prompt_predictor`.
+    - `variant`, `tokens` and `prior` are the predictor's; see `palpate.models.prompt_predictor`. The papers' has none.
     - `trained` is what moves of the base model beside it; none: nothing, as in the paper's table 3. Its rate is
       `decoder_rate` times that of the predictor.
     - An item is a class on an image; `present` is how likely one is asked for that is there, where there is a choice.
@@ -101,6 +101,7 @@ class LearnRecipe(Section):
     data: LearnDataRecipe
     variant: Variant = "linear"
     tokens: Annotated[int, Field(ge=2)] = 10
+    prior: bool = True
     trained: Trained | None = Field(default_factory=Trained)
     decoder_rate: Annotated[float, Field(gt=0)] = 1.0
     mix: MixRecipe = Field(default_factory=MixRecipe)
