@@ -114,6 +114,7 @@ def evaluate(
         if size is not None and cache is None:
             raise SettingError("--max-size bounds a cache; say which one: --cache FOLDER")
         from palpate.datasets import open_dataset
+        from palpate.evaluation.presence import presence_summary
         from palpate.evaluation.results import some_cases, write_results
         from palpate.evaluation.run import ModelChoice, evaluate
 
@@ -156,7 +157,9 @@ def evaluate(
                 typer.echo(f"note: {note}")
             say([(name, str(run.folder / file)) for name, file in _FILES])
         if as_json:
-            say_json({"run": str(run.folder), "record": run.record, "summary": [vars(row) for row in summary]})
+            there = [vars(line) for line in presence_summary(run.presence)]
+            found = {"presence": there} if there else {}
+            say_json({"run": str(run.folder), "record": run.record, "summary": [vars(row) for row in summary], **found})
 
 
 def _protocols(asked: list[str] | None, auto: Path | None) -> list[str]:

@@ -12,21 +12,26 @@
 """
 
 from palpate.evaluation.measure import Plan, measure_case, replay
+from palpate.evaluation.presence import PresenceLine, auroc, presence_summary
 from palpate.evaluation.protocols import Protocol, all_protocols, protocol
 from palpate.evaluation.results import some_cases, write_results
 from palpate.evaluation.run import ModelChoice, evaluate
 from palpate.evaluation.summary import summarise
-from palpate.evaluation.table import Row, Run, read_run
+from palpate.evaluation.table import Presence, Row, Run, read_run
 
 __all__ = [
     "ModelChoice",
     "Plan",
+    "Presence",
+    "PresenceLine",
     "Protocol",
     "Row",
     "Run",
     "all_protocols",
+    "auroc",
     "evaluate",
     "measure_case",
+    "presence_summary",
     "protocol",
     "read_run",
     "replay",

@@ -9,6 +9,7 @@ import numpy as np
 from palpate.datasets.case import Case
 from palpate.errors import SettingError
 from palpate.evaluation.measure import Plan
+from palpate.evaluation.presence import presence_markdown, presence_summary
 from palpate.evaluation.protocols import dice_for
 from palpate.evaluation.report import write_report
 from palpate.evaluation.summary import SummaryRow, summarise, summary_csv, summary_markdown
@@ -46,7 +47,9 @@ def write_results(
         PalpateError: the model or a case of the worst cannot be loaded any more.
     """
     summary = summarise(run, np.random.default_rng(plan.seed))
-    for name, text in (("summary.csv", summary_csv(summary)), ("summary.md", summary_markdown(summary))):
+    parts = (summary_markdown(summary), presence_markdown(presence_summary(run.presence)))
+    texts = {"summary.csv": summary_csv(summary), "summary.md": "\n".join(filter(None, parts))}
+    for name, text in texts.items():
         with replacing(run.folder / name, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     pictures = worst_cases(run, cases, plan, load, count=worst)

@@ -31,6 +31,7 @@ from palpate.inference.environment import environment
 from palpate.inference.processes import quick_memory, serve_parent
 from palpate.inference.runtimes import Runtime
 from palpate.inference.session import Session, load
+from palpate.models.promptable import LearnedClass
 
 
 @dataclass(frozen=True)
@@ -455,7 +456,13 @@ def _record(
     session: Session, plan: Plan, cases: Sequence[Case], rows: Sequence[Row], *, left_out: Sequence[str]
 ) -> dict[str, Any]:
     runtime = session.runtime
-    notes = [*_about_cases(cases, rows), *_left_out(plan, rows), *_about_classes(session, cases, left_out)]
+    classes = classes_of(session)
+    asked = any(one.kind == "learned" for one in plan.protocols)
+    notes = [
+        *_about_cases(cases, rows, learned=bool(classes), asked=asked),
+        *_left_out(plan, rows),
+        *_about_classes(classes, cases, left_out),
+    ]
     if plan.in_pixels:
         notes.append(f"distances in pixels, not mm, for {', '.join(plan.in_pixels)}")
     return {
@@ -473,14 +480,15 @@ def _record(
     }
 
 
-def _about_cases(cases: Sequence[Case], rows: Sequence[Row]) -> list[str]:
+def _about_cases(cases: Sequence[Case], rows: Sequence[Row], *, learned: bool, asked: bool) -> list[str]:
     """What a reader should know of the cases before believing the intervals."""
     notes: list[str] = []
     measured = {(row.dataset, row.case) for row in rows}
     if empty := [case.name for case in cases if (case.dataset, case.name) not in measured]:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         notes.append(
-            f"{len(empty)} of {len(cases)} cases hold no object and count nowhere: {', '.join(empty[:3])}{more}"
+            f"{len(empty)} of {len(cases)} cases hold no object{' that was learned' if learned else ''} and count "
+            f"{'in presence.csv alone' if asked else 'nowhere'}: {', '.join(empty[:3])}{more}"
         )
     if len(cases) > 1 and len({case.subject for case in cases}) == len(cases):
         notes.append(
@@ -490,9 +498,9 @@ def _about_cases(cases: Sequence[Case], rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def _about_classes(session: Session, cases: Sequence[Case], left_out: Sequence[str]) -> list[str]:
+def _about_classes(classes: Sequence[LearnedClass], cases: Sequence[Case], left_out: Sequence[str]) -> list[str]:
     """Which objects were not asked for, because they were not learned, and which go by their label value alone."""
-    classes, notes = classes_of(session), list[str]()
+    notes: list[str] = []
     known = ", ".join(one.name for one in classes)
     for name in sorted(set(left_out)):
         count = left_out.count(name)

@@ -76,4 +76,7 @@ def _side_by_side(pictures: Sequence[Picture.Image]) -> Picture.Image:
 
 
 def _note(shown: Sequence[Shown]) -> str:
-    return "the prompted slice, and the slice with most mistakes" if len(shown) > 1 else ""
+    if len(shown) < 2:
+        return ""
+    first = "the prompted slice" if shown[0].prompts else "the object's middle slice, with nothing drawn"
+    return f"{first}, and the slice with most mistakes"
