@@ -161,6 +161,17 @@ class TestAVolume:
         assert runtime.encodes == len(asked) <= 4
         assert {there for _, there, _ in on(found, "dim")} == {True, False}
 
+    def test_as_many_slices_without_a_class_as_are_asked_for(self, session: Session, tall: Case) -> None:
+        def absent(count: int) -> list[int]:
+            found = measure_case(session, tall, plan("learned", volumes="one-slice", without=count))
+            return [sum(not there for _, there, _ in on(found, wanted)) for wanted in ("dim", "bright")]
+
+        # Slice 2, the middle of what is dim, is without what is bright, too.
+        assert absent(0) == [0, 1]
+        assert absent(1)[0] in (1, 2)
+        # Slices 0 and 5 are without what is dim; all but slice 4 without what is bright.
+        assert absent(9) == [2, 5]
+
     def test_a_box_on_every_slice_says_where_the_object_is_not(self, session: Session, tall: Case) -> None:
         # On slice 2 it is bright, too, and nobody says so.
         session_plan = plan("learned", "box+learned", volumes="every-slice")

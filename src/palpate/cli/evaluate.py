@@ -53,6 +53,9 @@ def evaluate(
     score: Annotated[
         str, typer.Option(help="Score objects of volumes as a whole (volume), or slice by slice.")
     ] = "volume",
+    without: Annotated[
+        int, typer.Option(min=0, help="With learned and one-slice: how many slices without a class to ask for it.")
+    ] = 1,
     clicks: Annotated[int, typer.Option(min=1, help="How many clicks the click protocols go up to.")] = 20,
     tolerance: Annotated[float, typer.Option(help="NSD tolerance in mm; in pixels where there is no spacing.")] = 2.0,
     nsd: Annotated[str, typer.Option(help="NSD of contours, or as the CVPR 2024 challenge has it.")] = "contour",
@@ -126,6 +129,7 @@ def evaluate(
             objects=objects,
             volumes=volumes,
             score=score,
+            without=without,
             clicks=clicks,
             tolerance=tolerance,
             nsd=nsd,
@@ -177,6 +181,7 @@ def _plan(
     objects: int | None,
     volumes: str,
     score: str,
+    without: int,
     clicks: int,
     tolerance: float,
     nsd: str,
@@ -208,6 +213,7 @@ def _plan(
         objects=objects,
         volumes=_one_of(volumes, "--volumes", ("middle", "every-slice", "one-slice")),  # pyright: ignore[reportArgumentType]
         score=_one_of(score, "--score", ("volume", "slice")),  # pyright: ignore[reportArgumentType]
+        without=without,
         clicks=clicks,
         tolerance=tolerance,
         nsd=_one_of(nsd, "--nsd", ("contour", "challenge")),  # pyright: ignore[reportArgumentType]

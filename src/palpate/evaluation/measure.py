@@ -53,6 +53,8 @@ class Plan:
     - `clicks` is how many corrections the click protocols go through.
     - `tolerance` is that of the NSD, in mm, or in pixels where an image has no spacing; `nsd` its definition.
     - `in_pixels` names datasets whose headers' spacing is not to be believed.
+    - `without` is how many slices without a class are asked whether it is there, where one slice of an object is all
+      that counts (`volumes` is one-slice); else every slice of a volume is asked.
     - `intensity` is how values become grey levels, by a name of `palpate.images.intensity`; None as each image asks.
     """
 
@@ -67,6 +69,7 @@ class Plan:
     nsd: NsdMode = "contour"
     in_pixels: tuple[str, ...] = ()
     intensity: str | None = None
+    without: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,16 +282,15 @@ def _attempts_of(
 def _looked_at(scene: _Scene, regions: Sequence[Region], plan: Plan) -> list[int]:
     """The slices to look at with nothing drawn: all, because nobody says where the objects are.
 
-    Where the middle slice of an object is all that counts, these, and for each class a slice that is without it.
+    Where the middle slice of an object is all that counts, these, and for each class some slices that are without it.
     """
     if not scene.is_volume or plan.volumes != "one-slice":
         return list(range(len(scene.labels)))
     chosen = [volumes.middle_slice(region.mask(scene.labels)) for region in regions]
     for wanted, region in zip(scene.classes, scene.wanted, strict=True):
         without = [] if region is None else np.flatnonzero(~region.mask(scene.labels).any(axis=(1, 2))).tolist()
-        if without:
-            rng = dice_for(plan.seed, scene.case.dataset, scene.case.name, wanted.name, "without")
-            chosen.append(without[int(rng.integers(len(without)))])
+        rng = dice_for(plan.seed, scene.case.dataset, scene.case.name, wanted.name, "without")
+        chosen += [without[i] for i in rng.permutation(len(without))[: plan.without].tolist()]
     return chosen
 
 

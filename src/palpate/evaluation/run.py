@@ -203,13 +203,16 @@ def _settings(session: Session, plan: Plan, cases: Sequence[Case]) -> dict[str, 
     """Everything that decides the table, but for the data."""
     runtime = session.runtime
     classes = [[one.name, one.value] for one in classes_of(session)]
+    asked = json.loads(json.dumps(asdict(plan)))
+    if not any(one.kind == "learned" for one in plan.protocols):
+        del asked["without"]  # it decides nothing then
     return {
         "model": runtime.model,
         "weights_hash": runtime.weights_hash,
         **({"classes": classes} if classes else {}),
         "runtime": runtime.describe(),
         "versions": environment(),
-        "plan": json.loads(json.dumps(asdict(plan))),
+        "plan": asked,
         "cases": _digest(f"{case.dataset}/{case.name} {case.subject}" for case in cases),
     }
 
