@@ -5,10 +5,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from command_line import Run
 from palpate.models.catalogue import ModelCard
-from palpate.models.learned import LearnedClass
+from palpate.models.learned import Finder, LearnedClass
 from tiny_learned import learned_file
 
 QUICK = ("--workers", 1, "--worst", 1, "--cases", 2)
@@ -37,6 +38,9 @@ def test_a_file_of_learned_prompts_is_measured_by_itself_and_with_boxes(
         found = list(csv.DictReader(file))
     assert [(one["slice"], one["class"], one["present"]) for one in found] == [("", "disk", "yes")] * 2
     assert "| disk | 2 | 0 | n/a |" in Path("run/summary.md").read_text()
+    report = Path("run/report.html").read_text()
+    assert '<h2 id="presence">' in report
+    assert "<td>disk</td><td>2</td><td>0</td><td>n/a</td>" in report
     assert "2 objects called 2 left out: none of what was learned (disk)" in answer.out
     assert len(list(Path("cache").rglob("*.safetensors"))) == 2
     again = palpate(*asked, "-o", "run", "--json")
@@ -51,7 +55,7 @@ def test_a_file_of_learned_prompts_is_measured_by_itself_and_with_boxes(
 def test_two_runs_of_learned_prompts_are_compared(
     palpate: Run, pictures: Path, disks: Path, tiny: ModelCard, tmp_path: Path
 ) -> None:
-    def other(finder, network) -> None:
+    def other(finder: Finder, network: nn.Module) -> None:
         finder.predictor.queries.add_(1.0)
 
     second = learned_file(tmp_path / "other.safetensors", tiny, classes=[LearnedClass("disk", 1)], change=other)

@@ -121,6 +121,7 @@ class TestAPicture:
         measure_case(session, both, plan("jitter", "jitter+learned", severities=(0.2,), seeds=1))
         (_, beside), alone = runtime.asked[-1], [batch.boxes[0] for batch in runtime.batches]
         assert beside is not None
+        assert beside.boxes is not None
         assert np.array_equal(beside.boxes, np.stack(alone))
 
     def test_a_box_that_cuts_costs_what_it_cuts(self, session: Session, both: Case) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import re
@@ -17,7 +18,10 @@ import pytest
 from PIL import Image as Picture
 
 from command_line import Run
+from palpate.models.catalogue import card
+from palpate.models.learned import LearnedClass
 from phantoms import disk, picture
+from tiny_learned import learned_file
 
 pytestmark = [pytest.mark.weights, pytest.mark.usefixtures("weights")]
 
@@ -88,6 +92,20 @@ def test_processes_and_a_dask_cluster_of_two_write_the_same_bytes(palpate: Run, 
     assert len(_rows(Path("one"))) == 2 * 2 * (1 + 2)
     for name in ("two", "dask"):
         assert Path(name, "results.csv").read_bytes() == Path("one/results.csv").read_bytes()
+
+
+def test_processes_and_a_dask_cluster_measure_learned_prompts_alike(palpate: Run, ultrasound: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    learned_file(Path("disks.safetensors"), card("lite-medsam"), classes=[LearnedClass("disk", 1)])
+    asked = ("evaluate", ultrasound, "--auto", "disks.safetensors", "--worst", 0)
+    assert palpate(*asked, "-o", "one", "--workers", 1).status == 0
+    assert palpate(*asked, "-o", "two", "--workers", 2).status == 0
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        answer = palpate(*asked, "-o", "dask", "--dask", cluster.scheduler_address)
+    assert answer.status == 0, answer.err
+    assert len(_rows(Path("one"))) == 2 * 3
+    for name, file in itertools.product(("two", "dask"), ("results.csv", "presence.csv")):
+        assert Path(name, file).read_bytes() == Path("one", file).read_bytes()
 
 
 def test_a_dask_address_without_a_scheduler_is_an_error_not_a_wait(palpate: Run, ultrasound: Path) -> None:

@@ -17,6 +17,8 @@ from scipy.stats import rankdata
 from palpate.evaluation.summary import ALL, cell
 from palpate.evaluation.table import Presence
 
+PRESENCE_COLUMNS = ("dataset", "class", "slices with it", "without", "AUROC", "believed, % with", "denied, % without")
+
 
 @dataclass(frozen=True)
 class PresenceLine:
@@ -64,20 +66,23 @@ def presence_summary(found: Iterable[Presence]) -> list[PresenceLine]:
     return lines
 
 
+def presence_cells(line: PresenceLine) -> list[str]:
+    """A line's cells for people, under `PRESENCE_COLUMNS`."""
+    sure = "n/a" if math.isnan(line.auroc) else f"{line.auroc:.3f}"
+    counts = (str(line.present), str(line.absent))
+    return [line.dataset, line.wanted, *counts, sure, _share(line.believed), _share(line.denied)]
+
+
 def presence_markdown(lines: Sequence[PresenceLine]) -> str:
     """The lines as a table for people; nothing where there are none."""
     if not lines:
         return ""
     text = [
         "## Is it there? The object score\n",
-        "| dataset | class | slices with it | without | AUROC | believed, % with | denied, % without |",
+        f"| {' | '.join(PRESENCE_COLUMNS)} |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for line in lines:
-        sure = "n/a" if math.isnan(line.auroc) else f"{line.auroc:.3f}"
-        shares = f"{_share(line.believed)} | {_share(line.denied)}"
-        names = f"{cell(line.dataset)} | {cell(line.wanted)}"
-        text.append(f"| {names} | {line.present} | {line.absent} | {sure} | {shares} |")
+    text += [f"| {' | '.join(map(cell, presence_cells(line)))} |" for line in lines]
     text.append(
         "\nA picture counts as one slice. Each slice counts the same, whoever's it is, so there is no interval.\n"
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from palpate.evaluation.compare import p_text, signed
+from palpate.evaluation.presence import PRESENCE_COLUMNS, presence_cells, presence_summary
 from palpate.evaluation.statistics import (
     CLICK_PROTOCOLS,
     FEW_SUBJECTS,
@@ -157,6 +158,8 @@ class _Page:
             "worst": [self._worst(place, item) for place, item in enumerate(self.worst, start=1)],
             "calibration": self._calibration(),
             "clicks": self._clicks(),
+            "presence": [presence_cells(line) for line in presence_summary(self.run.presence)],
+            "presence_columns": PRESENCE_COLUMNS,
             "human": self._human(),
             "made": self._made(),
             "notes": [*_listed(record.get("notes")), *([mixed] if (mixed := mixed_units(self.run.units)) else [])],

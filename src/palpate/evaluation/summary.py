@@ -35,6 +35,8 @@ _PLACE = {
     "standard": "with a tight box",
     "expansion": "with every side of the box {} too far out",
     "shrink": "with every side of the box {} too far in",
+    "learned": "with learned prompts alone",
+    "box+learned": "with learned prompts and a tight box",
 }
 
 
