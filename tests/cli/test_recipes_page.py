@@ -3,13 +3,22 @@
 import json
 import re
 import tomllib
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from palpate.models.adapters import Part, Trained, Where
+from palpate.training.learn_recipe import (
+    PEFT,
+    USUAL_OPTIMISER,
+    LearnDataRecipe,
+    LearnRecipe,
+    MixRecipe,
+    learn_recipe_from,
+)
+from palpate.training.learning_losses import LEARNING_LOSSES, LearningLoss
 from palpate.training.losses import LOSSES, Loss
 from palpate.training.recipe import (
     DataRecipe,
@@ -44,6 +53,10 @@ def _shown(text: str) -> Any:
         ("[trained]", json.loads(json.dumps(asdict(Trained())))),
         ("[loss]", asdict(Loss())),
         ("The file itself", recipe_from({"data": {"path": "p"}}).described()),
+        ("Recipes of palpate learn", learn_recipe_from({"data": {"path": "p"}}).described()),
+        ("[data] of palpate learn", LearnDataRecipe(path="p").model_dump(mode="json")),
+        ("[mix] of palpate learn", MixRecipe().model_dump(mode="json")),
+        ("[loss] of palpate learn", {one.name: one.default for one in fields(LearningLoss)}),
     ],
 )
 def test_every_key_and_default_is_on_the_page(heading: str, wanted: dict[str, Any]) -> None:
@@ -59,7 +72,13 @@ def test_every_key_and_default_is_on_the_page(heading: str, wanted: dict[str, An
 
 
 def test_required_is_what_cannot_be_left_out() -> None:
-    sections = {"[data]": DataRecipe, "[[prompts]]": PromptRecipe, "The file itself": Recipe}
+    sections = {
+        "[data]": DataRecipe,
+        "[[prompts]]": PromptRecipe,
+        "The file itself": Recipe,
+        "Recipes of palpate learn": LearnRecipe,
+        "[data] of palpate learn": LearnDataRecipe,
+    }
     for heading, model in sections.items():
         required = {name for name, field in model.model_fields.items() if field.is_required()}
         assert {key for key, text in _table(heading).items() if text == "required"} == required
@@ -67,12 +86,20 @@ def test_required_is_what_cannot_be_left_out() -> None:
 
 def test_the_recipes_on_the_page_hold_together() -> None:
     examples = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(examples) == 2
-    longer = [recipe_from(tomllib.loads(text)) for text in examples][1]
+    assert len(examples) == 3
+    longer = [recipe_from(tomllib.loads(text)) for text in examples[:2]][1]
     assert longer.prompts[0].severity == (0.0, 0.25)
     assert (longer.loss.iou, longer.loss.teacher) == (1.0, 0.5)
+    learnt = learn_recipe_from(tomllib.loads(examples[2]))
+    assert (learnt.data.shots, learnt.mix.box, learnt.trained) == (10, 0.6, PEFT["lora"])
+
+
+def test_the_optimiser_of_learning_has_the_defaults_of_the_page() -> None:
+    usual, others = USUAL_OPTIMISER.model_dump(mode="json"), OptimiserRecipe().model_dump(mode="json")
+    shown = {key: _shown(text) for key, text in _table("[optimiser] of palpate learn").items()}
+    assert shown == {key: value for key, value in usual.items() if value != others[key]}
 
 
 def test_every_named_loss_and_part_is_on_the_page() -> None:
-    assert all(f'`"{name}"`' in PAGE for name in LOSSES)
+    assert all(f'`"{name}"`' in PAGE for name in (*LOSSES, *LEARNING_LOSSES, *PEFT))
     assert all(f"`{name}`" in PAGE for name in (*get_args(Part), *get_args(Where)))
