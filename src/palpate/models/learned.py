@@ -40,6 +40,9 @@ from palpate.models.sam2 import HieraEncoder, Sam2PromptDecoder
 FORMAT = 1
 """Grows when a file can no longer be read by an older palpate."""
 
+GATE_SPEED = 20.0
+"""How much faster gates open than other weights move: Adam moves every number by the learning rate at the most."""
+
 _METADATA = "palpate_learned_prompts"
 
 
@@ -124,6 +127,9 @@ class Finder(nn.Module):
             self.object_head = ObjectHead(channels)
         else:
             self.object_token = self.object_head = None
+        # With a prior there is something to lose: at first the decoder is asked by the prior's box alone, as it was
+        # trained to be, and how much of the free tokens and of the coarse mask it gets to see is learned.
+        self.gates = None if predictor.prior is None else nn.Parameter(torch.zeros(2))
         self._decoder = (decoder,)  # in a tuple, so that torch does not take it for a part of this module
 
     @property
@@ -197,10 +203,13 @@ class Finder(nn.Module):
             labels = None if labels is None else labels.long()
             sparse, dense = decoder.prompt_embeddings(boxes=boxes, points=points, point_labels=labels, masks=masks)
         if learned is not None:
-            own = torch.cat([self._corner_tokens(learned), learned.tokens], dim=1)
+            token_gate, mask_gate = (1.0, 1.0) if self.gates is None else (GATE_SPEED * self.gates).unbind()
+            own = torch.cat([self._corner_tokens(learned), token_gate * learned.tokens], dim=1)
             sparse = own if sparse is None else torch.cat([own, sparse], dim=1)
             if drawn is None or drawn.masks is None:
+                nothing = decoder.no_mask.reshape(1, -1, 1, 1)
                 _, dense = decoder.prompt_embeddings(masks=learned.mask_logits)
+                dense = nothing + mask_gate * (dense - nothing)
         assert dense is not None
         return sparse, dense
 
