@@ -21,6 +21,7 @@ from palpate.cli.terminal import (
     say,
     say_json,
     separated,
+    size_text,
 )
 from palpate.errors import SettingError
 from palpate.models import DEFAULT

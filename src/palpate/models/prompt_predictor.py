@@ -178,7 +178,7 @@ def peak_boxes(maps: Float[Tensor, "item 1 row column"]) -> Float[Tensor, "item 
     """
     found: list[list[float]] = []
     for plane in maps[:, 0].detach().float().cpu().numpy():
-        labels, count = ndimage.label(plane > 0)
+        labels, count = cast("tuple[np.ndarray, int]", ndimage.label(plane > 0))
         if not count:
             found.append([0.25, 0.25, 0.5, 0.5])
             continue
