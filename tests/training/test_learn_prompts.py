@@ -1,6 +1,7 @@
 """Learning prompts from six phantoms, with a tiny model."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,31 @@ from palpate.errors import DatasetError, OutputError, SettingError
 from palpate.models import learned
 from palpate.models.prompt_predictor import Items
 from palpate.models.weights import load
-from palpate.training.learn_prompts import learn
+from palpate.training.learn_prompts import LearnedFrom, learn
 from palpate.training.learn_recipe import PEFT, LearnDataRecipe, LearnRecipe, MixRecipe
 from palpate.training.recipe import OptimiserRecipe
 from palpate.training.task import Event
 
 
-@pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PALPATE_HOME", str(tmp_path / "home"))
-    tiny_training.register()
+@pytest.fixture(scope="module", autouse=True)
+def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tiny model, and a cache that all tests share: every view is encoded once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALPATE_HOME", str(tmp_path_factory.mktemp("home")))
+        tiny_training.register()
+        yield
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tiny_training.phantoms(tmp_path / "data")
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_training.phantoms(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(known: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> LearnedFrom:
+    """A run of the usual recipe, from beginning to end."""
+    output = tmp_path_factory.mktemp("whole") / "found.safetensors"
+    return learn(recipe(data), output, device="cpu", command="as typed")
 
 
 def recipe(data: Path, *, about: dict[str, Any] | None = None, **changes: Any) -> LearnRecipe:
@@ -36,6 +47,7 @@ def recipe(data: Path, *, about: dict[str, Any] | None = None, **changes: Any) -
         "model": tiny_training.NAME,
         "data": LearnDataRecipe(path=str(data), **{"val": "val", "moves": 2, "targets": ("1", "2"), **(about or {})}),
         "steps": 4,
+        "overlays": 2,
         "batch": 4,
         "validate_every": 2,
         "tokens": 4,
@@ -44,22 +56,25 @@ def recipe(data: Path, *, about: dict[str, Any] | None = None, **changes: Any) -
     return LearnRecipe(**settings)
 
 
+def same(one: Path, other: Path) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(tensors(one).values(), tensors(other).values(), strict=True))
+
+
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(path)
 
 
 class TestWhatComesOfIt:
-    def test_a_file_with_a_card(self, data: Path, tmp_path: Path) -> None:
-        made = learn(recipe(data, name="phantoms"), tmp_path / "found.safetensors", device="cpu", command="as typed")
-        card = learned.read_card(made.path)
-        assert made.path == tmp_path / "found.safetensors"
-        assert (card.name, card.base, card.images) == ("phantoms", "tiny", 6)
+    def test_a_file_with_a_card(self, whole: LearnedFrom) -> None:
+        card = learned.read_card(whole.path)
+        assert (card.name, card.base, card.images) == ("found", "tiny", 6)
         assert [(one.name, one.value) for one in card.classes] == [("1", 1), ("2", 2)]
         assert set(card.metrics["val_dice"]) == {"mean", "1", "2"}
         assert card.data == "6 images to learn from (discs 3, squares 3), 3 to validate with"
         assert card.command == "as typed"
-        assert (tmp_path / "found.run" / "log.csv").is_file()
-        assert list((tmp_path / "found.run" / "overlays").glob("*.png"))
+        run = whole.path.with_suffix(".run")
+        assert (run / "log.csv").is_file()
+        assert list((run / "overlays").glob("*.png"))
 
     @pytest.mark.parametrize("peft", ["none", "decoder", "lora", "adapter"])
     def test_the_file_makes_the_base_model_what_it_became(self, peft: str, data: Path, tmp_path: Path) -> None:
@@ -92,15 +107,14 @@ class TestWhatComesOfIt:
         assert len(losses) == made.steps == 30
         assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:4])
 
-    def test_a_prior_knows_what_is_bright_before_any_step(self, data: Path, tmp_path: Path) -> None:
-        made = learn(recipe(data, about={"targets": ("1",)}), tmp_path / "f.safetensors", device="cpu")
+    def test_a_prior_knows_what_is_bright(self, whole: LearnedFrom) -> None:
         network = load("tiny").model
-        finder = learned.put_on(network, learned.read(made.path))  # pyright: ignore[reportArgumentType]
+        finder = learned.put_on(network, learned.read(whole.path))  # pyright: ignore[reportArgumentType]
         prior = finder.predictor.prior
         assert prior is not None
         canvas = torch.full((1, 3, 32, 32), 0.1)
         canvas[..., 8:16, 8:16] = 1.0
-        map_of = prior(network.encode(canvas).features, Items.every(1, 1))[0, 0]
+        map_of = prior(network.encode(canvas).features, Items.every(1, 2))[0, 0]
         assert map_of[2:4, 2:4].mean() > map_of[5:, 5:].mean() + 0.5
 
     @pytest.mark.parametrize("loss", ["paper", "code"])
@@ -122,38 +136,32 @@ class TestWhatComesOfIt:
 
 
 class TestRepeating:
-    def test_the_same_seed_gives_the_same_bits(self, data: Path, tmp_path: Path) -> None:
-        first = learn(recipe(data), tmp_path / "a.safetensors", device="cpu").path
-        second = learn(recipe(data), tmp_path / "b.safetensors", device="cpu").path
-        other = learn(recipe(data, seed=1), tmp_path / "c.safetensors", device="cpu").path
-        assert all(
-            torch.equal(one, two) for one, two in zip(tensors(first).values(), tensors(second).values(), strict=True)
-        )
-        assert not torch.equal(tensors(first)["predictor.queries"], tensors(other)["predictor.queries"])
+    def test_the_same_seed_gives_the_same_bits(self, whole: LearnedFrom, data: Path, tmp_path: Path) -> None:
+        again = learn(recipe(data), tmp_path / "a.safetensors", device="cpu").path
+        other = learn(recipe(data, seed=1, steps=1), tmp_path / "b.safetensors", device="cpu").path
+        assert same(whole.path, again)
+        assert not torch.equal(tensors(again)["predictor.queries"], tensors(other)["predictor.queries"])
 
     @pytest.mark.parametrize("at", [1, 3])
-    def test_a_run_that_was_interrupted_ends_with_the_same_bits(self, at: int, data: Path, tmp_path: Path) -> None:
-        whole = learn(recipe(data), tmp_path / "a.safetensors", device="cpu").path
-
+    def test_a_run_that_was_interrupted_ends_with_the_same_bits(
+        self, at: int, whole: LearnedFrom, data: Path, tmp_path: Path
+    ) -> None:
         def interrupt(event: Event) -> None:
             if event.kind == "step" and event.done == at:
                 raise KeyboardInterrupt
 
+        output = tmp_path / "b.safetensors"
         with pytest.raises(KeyboardInterrupt):
-            learn(recipe(data), tmp_path / "b.safetensors", device="cpu", listener=interrupt)
-        assert not (tmp_path / "b.safetensors").exists()
-        resumed = learn(recipe(data), tmp_path / "b.safetensors", device="cpu").path
-        assert all(
-            torch.equal(one, two) for one, two in zip(tensors(whole).values(), tensors(resumed).values(), strict=True)
-        )
+            learn(recipe(data), output, device="cpu", listener=interrupt)
+        assert not output.exists()
+        assert same(whole.path, learn(recipe(data), output, device="cpu").path)
 
-    def test_a_finished_run_is_not_repeated_and_another_not_overwritten(self, data: Path, tmp_path: Path) -> None:
-        learn(recipe(data), tmp_path / "a.safetensors", device="cpu")
+    def test_a_finished_run_is_not_repeated_and_another_not_overwritten(self, whole: LearnedFrom, data: Path) -> None:
         events: list[Event] = []
-        learn(recipe(data), tmp_path / "a.safetensors", device="cpu", listener=events.append)
+        learn(recipe(data), whole.path, device="cpu", listener=events.append)
         assert not [event for event in events if event.kind == "step"]
         with pytest.raises(OutputError, match="differs in its recipe"):
-            learn(recipe(data, tokens=5), tmp_path / "a.safetensors", device="cpu")
+            learn(recipe(data, tokens=5), whole.path, device="cpu")
 
 
 class TestTheMix:
