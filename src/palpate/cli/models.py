@@ -13,7 +13,8 @@ import typer
 from palpate.cli.terminal import command_line, reporting_errors, say, say_json, size_text
 
 if TYPE_CHECKING:
-    from palpate.models.adapters import AdapterCard
+    from palpate.models.adapters import AdapterCard, Trained
+    from palpate.models.learned import LearnedCard
 
 app = typer.Typer(help="List the models, fetch or add their weights, look at adapters, average and merge them.")
 
@@ -75,14 +76,16 @@ def add(
 
 @app.command()
 def show(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A file that `palpate finetune` made.")],
+    adapter: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A file that `palpate finetune` or `palpate learn` made.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the recipe.")] = False,
 ) -> None:
-    """Print an adapter's card: what it belongs to, what it learned from, how good it was."""
+    """Print the card of an adapter or of learned prompts: what it belongs to, what it learned from, how good it is."""
     with reporting_errors(as_json=as_json):
-        from palpate.models.adapters import read_card
+        from palpate.models import adapters, learned
 
-        card = read_card(adapter)
+        card = learned.read_card(adapter) if learned.is_learned(adapter) else adapters.read_card(adapter)
         if as_json:
             say_json({"file": str(adapter), "bytes": adapter.stat().st_size, **asdict(card)})
         else:
@@ -187,13 +190,30 @@ def facts() -> list[dict[str, Any]]:
     ]
 
 
-def _card_lines(card: AdapterCard) -> list[tuple[str, str]]:
-    trained = card.trained
+def _parts(trained: Trained | None) -> str:
+    """What moved of the base model."""
+    if trained is None:
+        return "nothing of the base model"
     parts = ", ".join(trained.parts)
     if {"lora", "adapter", "bias-norm"} & set(trained.parts):
         parts += f" in {' and '.join(trained.where)}"
     if "lora" in trained.parts:
         parts += f", rank {trained.rank}, alpha {trained.alpha:g}, {trained.targets} layers"
+    return parts
+
+
+def _own_lines(card: AdapterCard | LearnedCard) -> list[tuple[str, str]]:
+    """What only one of the two kinds has."""
+    from palpate.models.adapters import AdapterCard
+
+    if isinstance(card, AdapterCard):
+        return [("prompts", ", ".join(card.prompts)), *_sources(card)]
+    classes = ", ".join(one.name if one.name == str(one.value) else f"{one.name}={one.value}" for one in card.classes)
+    prior = ", from a linear classifier of cells" if card.prior else ""
+    return [("finds", classes), ("predictor", f"{card.variant}, {card.tokens} tokens a class{prior}")]
+
+
+def _card_lines(card: AdapterCard | LearnedCard) -> list[tuple[str, str]]:
     scores = [
         (f"Dice on val, {name}", f"{value:.4f}" + (f" ({before[name]:.4f} before)" if name in before else ""))
         for before in [card.metrics.get("val_dice_before", {})]
@@ -203,9 +223,8 @@ def _card_lines(card: AdapterCard) -> list[tuple[str, str]]:
         ("name", card.name),
         ("summary", card.summary),
         ("base", f"{card.base} (weights {card.base_sha256[:12]})"),
-        ("trained", parts),
-        ("prompts", ", ".join(card.prompts)),
-        *_sources(card),
+        ("trained", _parts(card.trained)),
+        *_own_lines(card),
         ("data", card.data),
         ("licence", card.licence),
         *scores,

@@ -33,7 +33,7 @@ from palpate.errors import OutputError, SettingError, WeightsError
 from palpate.images.formats import replacing
 from palpate.models.promptable import PromptKind
 
-Part = Literal["decoder", "prompt-encoder", "bias-norm", "lora", "adapter", "last-blocks", "full"]
+Part = Literal["decoder", "mask-head", "prompt-encoder", "bias-norm", "lora", "adapter", "last-blocks", "full"]
 Where = Literal["decoder", "encoder"]
 Targets = Literal["attention", "linear"]
 
@@ -50,8 +50,9 @@ _PLACES: Mapping[Where, str] = {"decoder": "prompt_decoder.mask_decoder", "encod
 class Trained:
     """Which weights move.
 
-    - `parts`: `decoder` is the mask decoder, as MedSAM's fine-tuning has it with a frozen encoder; `prompt-encoder`
-      the embeddings of corners, points and masks; `bias-norm` all biases and normalisation weights; `lora` and
+    - `parts`: `decoder` is the mask decoder, as MedSAM's fine-tuning has it with a frozen encoder; `mask-head` is what
+      in it makes masks of attended tokens and cells (mask tokens, upscaling, hypernetworks); `prompt-encoder` the
+      embeddings of corners, points and masks; `bias-norm` all biases and normalisation weights; `lora` and
       `adapter` add few weights beside frozen ones; `last-blocks` are the last blocks of the image encoder and its neck;
       `full` is everything.
     - `where`: whether `bias-norm`, `lora` and `adapter` go into the mask decoder, the image encoder, or both.
@@ -411,6 +412,10 @@ def _freed_whole(network: nn.Module, part: Part, trained: Trained) -> list[nn.Mo
         return [network]
     if part == "decoder":
         return [network.get_submodule("prompt_decoder.mask_decoder")]
+    if part == "mask-head":
+        decoder = network.get_submodule("prompt_decoder.mask_decoder")
+        names = ("mask_tokens", "upscale_conv1", "upscale_layer_norm", "upscale_conv2", "output_hypernetworks_mlps")
+        return [decoder.get_submodule(name) for name in names]
     if part == "prompt-encoder":
         return [network.get_submodule("prompt_decoder.prompt_encoder")]
     return _last_blocks(network, trained.blocks) if part == "last-blocks" else []

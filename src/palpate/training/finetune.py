@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from palpate.datasets.case import Case
@@ -32,7 +32,15 @@ from palpate.prompts.types import Box, MaskPrompt, Points, Scribble
 from palpate.training.data import cases_for, described
 from palpate.training.embedding import embed
 from palpate.training.engine import CHECKPOINT_SECONDS, train
-from palpate.training.items import Item, named, order_of, training_items, validation_items
+from palpate.training.items import (
+    NOTHING_THERE,
+    Item,
+    judged_places,
+    named,
+    order_of,
+    training_items,
+    validation_items,
+)
 from palpate.training.overlays import draw_samples
 from palpate.training.recipe import Recipe
 from palpate.training.run_folder import RunFolder
@@ -40,9 +48,6 @@ from palpate.training.scenes import Scene, Views
 from palpate.training.student import Student, student
 from palpate.training.task import Batch, Done, Event, Listener, Plan, Verdict
 from palpate.training.validation import Measured, measure
-
-NOTHING_THERE = -30.0
-"""A logit whose probability is zero to the last bit of a loss."""
 
 LOOKED_AT = 200
 """How many scenes are tried to see what a strategy gives."""
@@ -261,7 +266,7 @@ class _FineTuning:
                 with torch.no_grad():
                     own = self.student.answers(features, [item.tight for item in items])[0].float().sigmoid()
         teacher = self.student.taught(items) if loss.teacher else None
-        judged = _judged(items, self.fabric.device)
+        judged = judged_places([item.judged for item in items], target.shape[1:], self.fabric.device)
         if judged is not None:
             # Neither right nor wrong: surely nothing there, as the target says, and no gradient.
             logits = torch.where(judged, logits.float(), NOTHING_THERE)
@@ -309,14 +314,6 @@ class _FineTuning:
     def read(self, record: Mapping[str, Any]) -> Finetuned:
         adapter = self.folder.result
         return Finetuned(self.folder.path, adapter, adapters.read_card(adapter), int(record.get("steps", 0)))
-
-
-def _judged(items: Sequence[Item], device: torch.device) -> Bool[Tensor, "item row column"] | None:
-    """Where the items' answers count, as (item, row, column); None if that is everywhere."""
-    if all(item.judged is None for item in items):
-        return None
-    grids = [np.ones_like(item.target, dtype=bool) if item.judged is None else item.judged for item in items]
-    return torch.from_numpy(np.stack(grids)).to(device)
 
 
 def _data_hash(scenes: Sequence[Scene]) -> str:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32
+from torch import Tensor
 
 from palpate.datasets.case import Region
 from palpate.errors import PromptError, SettingError
@@ -19,6 +21,9 @@ from palpate.prompts.strategies import strategy
 from palpate.prompts.types import Box, Prompt
 from palpate.training.recipe import PromptRecipe
 from palpate.training.scenes import Scene, rng_for
+
+NOTHING_THERE = -30.0
+"""A logit whose probability is zero to the last bit of a loss."""
 
 Pixels = Callable[[Scene], np.ndarray]
 """Where the image of a scene can be had; asked only for prompts that look at it."""
@@ -190,3 +195,13 @@ def named(prompt: PromptRecipe) -> str:
     if isinstance(severity, tuple):
         return f"{prompt.strategy}@{severity[0]:g}-{severity[1]:g}"
     return f"{prompt.strategy}@{severity:g}" if severity else prompt.strategy
+
+
+def judged_places(
+    judged: Sequence[Bool[np.ndarray, "row column"] | None], shape: Sequence[int], device: torch.device
+) -> Bool[Tensor, "item row column"] | None:
+    """Where the items' answers count; None if that is everywhere."""
+    if all(one is None for one in judged):
+        return None
+    grids = [np.ones(tuple(shape), dtype=bool) if one is None else one for one in judged]
+    return torch.from_numpy(np.stack(grids)).to(device)

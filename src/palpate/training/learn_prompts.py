@@ -39,7 +39,7 @@ from palpate.prompts.strategies import strategy
 from palpate.prompts.types import Box, Prompt
 from palpate.training.embedding import embed
 from palpate.training.engine import CHECKPOINT_SECONDS, train
-from palpate.training.items import order_of
+from palpate.training.items import NOTHING_THERE, judged_places, order_of
 from palpate.training.learn_data import classes_of, described, few, shown
 from palpate.training.learn_recipe import LearnRecipe, MixRecipe
 from palpate.training.moving_weights import MovingWeights
@@ -70,8 +70,8 @@ class LearningItem:
     """A class on a view, and how it is asked for.
 
     `target` is the reference on the decoder's grid and `box` the tight box in shares of the canvas, both zero where the
-    class is absent. `drawn` is what a person is pretended to have drawn, None if nothing; `learned` says whether
-    the predictor is asked as well.
+    class is absent; `judged` is where the target counts, None everywhere. `drawn` is what a person is pretended to have
+    drawn, None if nothing; `learned` says whether the predictor is asked as well.
     """
 
     scene: Scene
@@ -81,6 +81,7 @@ class LearningItem:
     box: Float32[np.ndarray, "4"]
     learned: bool
     drawn: CanvasPrompt | None
+    judged: Bool[np.ndarray, "row column"] | None = None
 
 
 def learn(
@@ -209,7 +210,8 @@ class _Learning:
         recipe = self.recipe.described()
         recipe = {**recipe, "weights": None, "data": {**recipe["data"], "path": "", "labels": None}}
         classes = [[one.name, one.value] for one in self.classes]
-        return {"recipe": recipe, "classes": classes, "weights_hash": self.runtime.weights_hash}
+        images = [f"{case.dataset}/{case.name}" for case in self._cases[0]]
+        return {"recipe": recipe, "classes": classes, "images": images, "weights_hash": self.runtime.weights_hash}
 
     # --- The data -----------------------------------------------------------------------------------------------------
 
@@ -362,6 +364,7 @@ class _Learning:
             box=_tight(mask, self.frame),
             learned=bool(rng.random() < mix.learned) or not drawn,
             drawn=self.frame.prompts(drawn, scene.shape) if drawn else None,
+            judged=None if scene.judged is None else self.frame.target(~scene.judged) < 0.5,
         )
 
     def losses(self, items: Sequence[LearningItem]) -> Float[Tensor, " item"]:
@@ -371,14 +374,20 @@ class _Learning:
         features, levels = self._features([item.scene for item in items])
         with self.fabric.autocast():
             found, said = self._asked(features, levels, items)
+        logits, coarse = found.logits.float(), said.mask_logits[:, 0].float()
+        judged = judged_places([item.judged for item in items], target.shape[1:], device)
+        if judged is not None:
+            # Neither right nor wrong: surely nothing there, as the target says, and no gradient.
+            logits, coarse = (torch.where(judged, one, NOTHING_THERE) for one in (logits, coarse))
+            target = target * judged
         return self.recipe.loss.of(
-            logits=found.logits,
+            logits=logits,
             predicted_iou=found.predicted_iou,
             object_logits=found.object_logits,
             target=target,
             present=_flags([item.present for item in items], device),
             learned=_flags([item.learned for item in items], device),
-            coarse_logits=said.mask_logits[:, 0],
+            coarse_logits=coarse,
             corners=said.corners(),
             box=torch.from_numpy(np.stack([item.box for item in items])).to(device),
         )
