@@ -277,6 +277,27 @@ class TestWhatIsRefused:
         with pytest.raises(OutputError, match="holds the images themselves"):
             run(images, images)
 
+    def test_previews_among_masks_or_images(self, images: Path, out: Path) -> None:
+        before = (images / "both.png").read_bytes()
+        with pytest.raises(OutputError, match=r"masks go into.*another folder"):
+            run(images, out, previews=out)
+        with pytest.raises(OutputError, match=r"holds the images themselves.*another folder"):
+            run(images, out, previews=images, overwrite=True)
+        assert (images / "both.png").read_bytes() == before
+        assert not out.exists()
+
+    def test_previews_in_place_of_pictures_that_others_made(self, images: Path, out: Path, tmp_path: Path) -> None:
+        looks = tmp_path / "looks"
+        looks.mkdir()
+        (looks / "grey.png").write_bytes(b"precious")
+        with pytest.raises(OutputError, match=r"grey.png exists.*--overwrite"):
+            run(images, out, previews=looks)
+        assert (looks / "grey.png").read_bytes() == b"precious"
+        assert not out.exists()
+        assert run(images, out, previews=looks, overwrite=True).now == 3
+        (out / "grey.png").unlink()
+        assert run(images, out, previews=looks).now == 1
+
     def test_nothing_to_do(self, tmp_path: Path, out: Path) -> None:
         (tmp_path / "empty").mkdir()
         with pytest.raises(FormatError, match="no images"):

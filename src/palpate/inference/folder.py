@@ -241,7 +241,7 @@ def find_in(
         FormatError: no images.
         SettingError: a session without learned prompts.
         OutputError: the folder is an image's own, holds something else or what was made in another way, or cannot be
-            written.
+            written; previews would lie among images or masks, or replace pictures that others made.
     """
     if not entries:
         raise FormatError("there are no images to segment; see docs/reference/formats.md for what palpate reads")
@@ -249,13 +249,18 @@ def find_in(
     if not isinstance(runtime, FindingRuntime):
         raise SettingError(f"{runtime.model} has no learned prompts; load a file that `palpate learn` made")
     _check_folder(output, entries)
+    if previews is not None:
+        _check_previews(previews, output, entries)
     stems = _stems(entries)
     classes = _names_in_files(runtime) if choices.per_class else {}
     if len({f"{stem}_{name}".casefold() for stem in stems for name in classes.values()}) < len(stems) * len(classes):
         raise OutputError("the masks of two images and classes would have the same name; rename one of the images")
     book = _Book(output, _settings(runtime, choices), overwrite=overwrite)
     if previews is not None:
+        if not overwrite:
+            _check_pictures(previews, entries, stems, book)
         _make(previews)
+    book.begin()
     rows: list[Row] = []
     now = before = 0
     try:
@@ -401,6 +406,28 @@ def _check_folder(output: Path, entries: Sequence[Entry]) -> None:
             )
 
 
+def _check_previews(previews: Path, output: Path, entries: Sequence[Entry]) -> None:
+    """Masks and images may be PNG as well, under the same names."""
+    theirs = previews.resolve()
+    if theirs == output.resolve():
+        raise OutputError(f"the masks go into {output}, which previews must not replace; give them another folder")
+    if any(theirs == (entry.path if entry.path.is_dir() else entry.path.parent).resolve() for entry in entries):
+        raise OutputError(
+            f"{previews} holds the images themselves, which previews must not replace; give them another folder"
+        )
+
+
+def _check_pictures(previews: Path, entries: Sequence[Entry], stems: Sequence[str], book: _Book) -> None:
+    """Refuse to replace a picture that no earlier run of this output has made."""
+    for entry, stem in zip(entries, stems, strict=True):
+        path = previews / f"{stem}.png"
+        if path.exists() and not book.knows(entry):
+            raise OutputError(
+                f"{path} exists, and no preview of this image was made before; give another folder for previews, "
+                "or --overwrite to replace it"
+            )
+
+
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -425,10 +452,9 @@ class _Book:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
-        self._folder, self._path = folder, folder / _DONE
-        _make(folder)
+        self._folder, self._path, self._settings, self._overwrite = folder, folder / _DONE, settings, overwrite
         there = _read_json(folder / _RUN)
-        if not overwrite and there is None and any(not path.name.startswith(".") for path in folder.iterdir()):
+        if not overwrite and there is None and _holds_anything(folder):
             raise OutputError(
                 f"{folder} holds other files; give a new folder, or --overwrite to replace those named like a mask"
             )
@@ -440,16 +466,33 @@ class _Book:
                 "give another folder, or make them anew with --overwrite"
             )
         self._done: dict[str, dict[str, Any]] = {}
-        try:
-            if overwrite:
+        if not overwrite and self._path.is_file():
+            try:
+                lines = self._path.read_text(encoding="utf-8").splitlines()
+            except OSError as error:
+                raise OutputError(
+                    f"cannot read {self._path}: {error.strerror or error}; choose another place"
+                ) from error
+            for line in lines:
+                self._remember(line)
+
+    def begin(self) -> None:
+        """Make the folder, and write down what its masks are made with. Nothing has been written before."""
+        _make(self._folder)
+        if self._overwrite:
+            try:
                 self._path.unlink(missing_ok=True)
-            elif self._path.is_file():
-                for line in self._path.read_text(encoding="utf-8").splitlines():
-                    self._remember(line)
-        except OSError as error:
-            raise OutputError(f"cannot write in {folder}: {error.strerror or error}; choose another place") from error
-        with replacing(folder / _RUN, overwrite=True) as temporary:
-            temporary.write_text(json.dumps({"version": 1, "settings": settings}, indent=2) + "\n", encoding="utf-8")
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write in {self._folder}: {error.strerror or error}; choose another place"
+                ) from error
+        with replacing(self._folder / _RUN, overwrite=True) as temporary:
+            text = json.dumps({"version": 1, "settings": self._settings}, indent=2) + "\n"
+            temporary.write_text(text, encoding="utf-8")
+
+    def knows(self, entry: Entry) -> bool:
+        """Whether an image of that name was done here before, changed since or not."""
+        return entry.name in self._done
 
     def _remember(self, line: str) -> None:
         try:
@@ -479,6 +522,13 @@ class _Book:
                 file.write(("\n" if file.tell() else "") + json.dumps(line))
         except OSError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+
+def _holds_anything(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    except OSError as error:
+        raise OutputError(f"cannot look into {folder}: {error.strerror or error}; choose another place") from error
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
