@@ -127,8 +127,9 @@ class Finder(nn.Module):
             self.object_head = ObjectHead(channels)
         else:
             self.object_token = self.object_head = None
-        # With a prior there is something to lose: at first the decoder is asked by the prior's box alone, as it was
-        # trained to be, and how much of the free tokens and of the coarse mask it gets to see is learned.
+        # With a prior there is something to lose: at first the free tokens are zero and the coarse mask is that of "no
+        # mask", so that the decoder is asked by the prior's box, and how much it gets to see of the others is learned.
+        # (Zero tokens and the object token are still attended to: the answer is near that to the box, not equal.)
         self.gates = None if predictor.prior is None else nn.Parameter(torch.zeros(2))
         self._decoder = (decoder,)  # in a tuple, so that torch does not take it for a part of this module
 
@@ -215,8 +216,10 @@ class Finder(nn.Module):
 
     def _corner_tokens(self, learned: LearnedPrompts) -> Float[Tensor, "item 2 channel"]:
         """The learned boxes as two tokens each, also for SAM 2, whose own boxes come with a third."""
-        corners = learned.corners() * self.decoder.canvas_size
-        tokens = self.decoder.prompt_encoder._embed_boxes(corners[:, None])[:, 0]  # pyright: ignore[reportPrivateUsage]
+        corners = learned.corners().float() * self.decoder.canvas_size
+        # Positions stay in full precision, as those that a person draws.
+        with torch.autocast(corners.device.type, enabled=False):
+            tokens = self.decoder.prompt_encoder._embed_boxes(corners[:, None])[:, 0]  # pyright: ignore[reportPrivateUsage]
         return tokens[:, :2]
 
     def _answer(

@@ -292,7 +292,7 @@ class PromptPredictor(nn.Module):
             grid = sine_2d(rows, columns, channels).to(tokens)
             tokens, flat = _attended(block, tokens, here.flatten(2).transpose(1, 2), positions, grid)
             cells = flat.transpose(1, 2).unflatten(2, (rows, columns))
-        boxes, mask_logits = self.box_head(tokens[:, :BOX_TOKENS]), self.mask_head(cells)
+        boxes, mask_logits = self.box_head(tokens[:, :BOX_TOKENS]).float(), self.mask_head(cells)
         if known is not None:
             boxes = boxes + peak_boxes(known).clamp(0.004, 0.996).logit()
             wide_map = interpolate(known, mask_logits.shape[-2:], mode="bilinear", align_corners=False)

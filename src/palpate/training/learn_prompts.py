@@ -31,7 +31,7 @@ from palpate.inference.runtimes.torch import TorchRuntime
 from palpate.metrics import dice
 from palpate.models import adapters, catalogue, weights
 from palpate.models.frame import CanvasPrompt, Frame
-from palpate.models.learned import Found, LearnedCard, LearnedClass, finder_for, read_card, save, tensors_of
+from palpate.models.learned import Found, LearnedCard, finder_for, read_card, save, tensors_of
 from palpate.models.prompt_predictor import CellPrior, Items, LearnedPrompts
 from palpate.models.promptable import ImageEmbedding
 from palpate.prompts.sampling import foreground_points
@@ -40,7 +40,7 @@ from palpate.prompts.types import Box, Prompt
 from palpate.training.embedding import embed
 from palpate.training.engine import CHECKPOINT_SECONDS, train
 from palpate.training.items import NOTHING_THERE, judged_places, order_of
-from palpate.training.learn_data import classes_of, described, few, shown
+from palpate.training.learn_data import asking, classes_of, described, few, shown
 from palpate.training.learn_recipe import LearnRecipe, MixRecipe
 from palpate.training.moving_weights import MovingWeights
 from palpate.training.overlays import draw_found
@@ -157,7 +157,7 @@ class _Learning:
         self.folder = RunFolder(order.folder, result=order.output)
         train_cases, val_cases = order.cases or few(recipe.data, seed=recipe.seed)
         self.classes = classes_of(recipe.data.targets, train_cases)
-        self._cases = tuple(_asking(cases, self.classes) for cases in (train_cases, val_cases))
+        self._cases = tuple(asking(cases, self.classes) for cases in (train_cases, val_cases))
 
         card = catalogue.card(recipe.model)
         loaded = weights.load(card, weights=None if recipe.weights is None else Path(recipe.weights))
@@ -211,13 +211,21 @@ class _Learning:
         recipe = {**recipe, "weights": None, "data": {**recipe["data"], "path": "", "labels": None}}
         classes = [[one.name, one.value] for one in self.classes]
         images = [f"{case.dataset}/{case.name}" for case in self._cases[0]]
-        return {"recipe": recipe, "classes": classes, "images": images, "weights_hash": self.runtime.weights_hash}
+        return {
+            "recipe": recipe,
+            "classes": classes,
+            "images": images,
+            "output": self.order.output.name,  # a run belongs to its file
+            "weights_hash": self.runtime.weights_hash,
+        }
 
     # --- The data -----------------------------------------------------------------------------------------------------
 
     def gather(self, tell: Listener) -> Plan:
         recipe, (train_cases, val_cases) = self.recipe, self._cases
-        self.scenes = self._embedded(train_cases, tell, moved=True)
+        scenes = self._embedded(train_cases, tell, moved=True)
+        # A part that is too small to be asked for is neither present nor absent; views of nothing else ask nothing.
+        self.scenes = [scene for scene in scenes if scene.regions or self._absent(scene)]
         val_scenes = self._embedded(val_cases, tell, moved=False)
         if not any(scene.regions for scene in self.scenes):
             raise DatasetError("no image shows any of the classes, or only parts that are too small; check --target")
@@ -243,6 +251,7 @@ class _Learning:
             size=f"{len(self.scenes)} views of {shown(train_cases)}",
             unit="items",
             makes="learned prompts",
+            steps=recipe.steps,
         )
         return self.plan
 
@@ -281,24 +290,38 @@ class _Learning:
             return
         held = CellPrior(classes=len(self.classes), channels=prior.weight.shape[1] // 2)  # on the CPU
         held.window = prior.window
-        fit(held, [partial(self._labelled, scene) for scene in self.scenes], heed=lambda: None)
+        # Where a case cannot tell whether a class is there, its cells would teach that it is not.
+        telling = [scene for scene in self.scenes if None not in self._all(scene)] or self.scenes
+        fit(held, [partial(self._labelled, scene) for scene in telling], heed=lambda: None)
         prior.load_state_dict(held.state_dict())
 
     def _labelled(self, scene: Scene) -> Labelled:
         features = torch.from_numpy(np.asarray(self._embedding(scene).features[0], dtype=np.float32))
         rows, columns = features.shape[1:]
-        targets = torch.from_numpy(
-            np.stack([self.frame.target(region.mask(scene.labels)) for region in self._all(scene)])
-        )
+        labels, side = scene.labels, self.frame.mask_size
+        nothing = np.zeros((side, side), dtype=np.float32)
+        grids = [nothing if one is None else self.frame.target(one.mask(labels)) for one in self._all(scene)]
+        targets = torch.from_numpy(np.stack(grids))
         tall, wide = (-(-extent * rows // self.frame.size) for extent in self.frame.content_shape(scene.shape))
         on_image = torch.zeros(rows, columns, dtype=torch.bool)
         on_image[:tall, :wide] = True
+        if scene.judged is not None:
+            unknown = torch.from_numpy(self.frame.target(~scene.judged))
+            on_image &= adaptive_avg_pool2d(unknown[None], (rows, columns))[0] < 0.5
         return Labelled(features, adaptive_avg_pool2d(targets, (rows, columns)), on_image)
 
-    def _all(self, scene: Scene) -> list[Region]:
-        """The classes as regions, in their order."""
+    def _all(self, scene: Scene) -> list[Region | None]:
+        """The classes as regions, in their order; None where the case cannot tell (see `asking`)."""
         regions = {region.name: region for region in scene.case.regions}
-        return [regions[one.name] for one in self.classes]
+        return [regions.get(one.name) for one in self.classes]
+
+    def _absent(self, scene: Scene) -> list[int]:
+        """The classes of which nothing is on a view; none where some of it is not labelled, for there it may be."""
+        if scene.judged is not None:
+            return []
+        labels = scene.labels
+        regions = enumerate(self._all(scene))
+        return [i for i, region in regions if region is not None and not region.mask(labels).any()]
 
     def _there(self, scene: Scene) -> list[tuple[int, Region]]:
         """The classes on a view that are large enough to be asked for, as (class, region)."""
@@ -344,13 +367,11 @@ class _Learning:
         recipe, mix = self.recipe, self.recipe.mix
         rng = rng_for(recipe.seed, "item", epoch, place, scene.name)
         there = self._there(scene)
-        # A part that is too small to be asked for is neither present nor absent.
-        labels = scene.labels
-        absent = [i for i, region in enumerate(self._all(scene)) if not region.mask(labels).any()]
+        absent = self._absent(scene)
         is_there = bool(there) and (not absent or float(rng.random()) < recipe.present)
         side = self.frame.mask_size
         if not is_there:
-            chosen = absent[int(rng.integers(len(absent)))] if absent else 0
+            chosen = absent[int(rng.integers(len(absent)))]
             nothing = np.zeros((side, side), dtype=np.float32), np.zeros(4, dtype=np.float32)
             return LearningItem(scene, chosen, False, *nothing, learned=True, drawn=None)
         index, region = there[int(rng.integers(len(there)))]
@@ -434,7 +455,8 @@ class _Learning:
         self.finder.eval()
         mine: list[tuple[int, float]] = []
         samples: list[tuple[Scene, Region, np.ndarray]] = []
-        wanted = range(0, len(self.validation), max(1, len(self.validation) // max(1, self.recipe.overlays)))
+        count = min(self.recipe.overlays, len(self.validation))
+        wanted = set(np.linspace(0, len(self.validation) - 1, count).round().astype(int).tolist())
         with torch.inference_mode():
             for i in range(self.fabric.global_rank, len(self.validation), self.fabric.world_size):
                 heed()
@@ -500,16 +522,6 @@ class _Learning:
 
     def read(self, record: Mapping[str, Any]) -> LearnedFrom:
         return LearnedFrom(self.folder.result, read_card(self.folder.result), int(record.get("steps", 0)))
-
-
-def _asking(cases: Sequence[Case], classes: Sequence[LearnedClass]) -> list[Case]:
-    """The same cases with the classes as their regions, in the order of the classes."""
-    found: list[Case] = []
-    for case in cases:
-        named = {region.name: region for region in case.regions}
-        regions = tuple(named.get(one.name, Region(one.name, (one.value,))) for one in classes)
-        found.append(replace(case, regions=regions))
-    return found
 
 
 def _drawn(mask: Bool[np.ndarray, "row column"], mix: MixRecipe, *, rng: np.random.Generator) -> list[Prompt]:

@@ -140,11 +140,11 @@ def parse_class(text: str) -> tuple[str, int | None]:
         SettingError: anything else.
     """
     name, equals, value = (part.strip() for part in text.partition("="))
-    if not name or (equals and not value.isdigit()) or (equals and int(value) < 1):
+    if not name or (equals and not (value.isascii() and value.isdecimal() and int(value))):
         raise SettingError(f"cannot read the target {text!r}; write --target NAME, or NAME=VALUE with a label value")
     if equals:
         return name, int(value)
-    return name, int(name) if name.isdigit() and int(name) > 0 else None
+    return name, int(name) if name.isascii() and name.isdecimal() and int(name) else None
 
 
 PEFT: dict[str, Trained | None] = {

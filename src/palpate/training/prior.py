@@ -19,7 +19,7 @@ OFFSETS = tuple(step / 20 for step in range(-16, 17))
 """The borders that are tried; that with the best Dice on the labelled cells is taken."""
 
 LOOKED_AT = 48
-"""How many scenes choose the border."""
+"""How many scenes that show a class choose its border."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,18 +84,25 @@ def _cells(
 
 
 def _place_borders(prior: CellPrior, scenes: Sequence[Callable[[], Labelled]], heed: Callable[[], None]) -> None:
-    """Move 0 to where the mean Dice over scenes that show the class is best."""
+    """Move 0 to where the mean Dice is best over scenes that show the class; one that is nowhere stays as it is."""
     classes = len(prior.weight)
     every = Items.every(1, classes)
     dice = np.zeros((classes, len(OFFSETS)))
-    for number in np.linspace(0, len(scenes) - 1, min(LOOKED_AT, len(scenes))).round().astype(int).tolist():
+    seen = np.zeros(classes, dtype=int)
+    # From scenes all over the list, until every class has been on enough of them.
+    for number in np.random.default_rng(0).permutation(len(scenes)).tolist():
         heed()
         scene = scenes[number]()
-        maps = prior(scene.features[None], every)[:, 0][:, scene.on_image]
         on = scene.shares[:, scene.on_image] > 0.5
-        for i in np.flatnonzero(on.any(dim=1).numpy()).tolist():
+        shown = [i for i in np.flatnonzero(on.any(dim=1).numpy()).tolist() if seen[i] < LOOKED_AT]
+        if not shown:
+            continue
+        maps = prior(scene.features[None], every)[:, 0][:, scene.on_image]
+        for i in shown:
+            seen[i] += 1
             for j, border in enumerate(OFFSETS):
                 found = maps[i] > border
                 dice[i, j] += 2 * float((found & on[i]).sum()) / float(found.sum() + on[i].sum())
-    for i in range(classes):
-        prior.offset[i] -= OFFSETS[int(np.argmax(dice[i]))]
+    for i in np.flatnonzero(seen).tolist():
+        best = np.flatnonzero(dice[i] == dice[i].max())
+        prior.offset[i] -= OFFSETS[int(best[len(best) // 2])]

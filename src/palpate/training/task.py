@@ -42,6 +42,7 @@ class Plan:
     - `data_sha256` is of all that is learned from and measured with; `data` describes it for the record.
     - For the estimate, in words: the `size` of the data ("6 scenes"), the `unit` that a batch counts ("objects"), and
       a `warning` that follows on what was said; `makes` is what the result is called ("adapter").
+    - `steps` cuts the last epoch short, where the steps are no whole number of epochs.
     """
 
     epochs: int
@@ -59,6 +60,7 @@ class Plan:
     unit: str
     makes: str
     warning: str = ""
+    steps: int | None = None
 
     @property
     def per_step(self) -> int:
@@ -68,7 +70,7 @@ class Plan:
     @property
     def total(self) -> int:
         """How many steps there are."""
-        return self.epochs * self.steps_an_epoch
+        return self.steps or self.epochs * self.steps_an_epoch
 
 
 @dataclass(frozen=True, eq=False)
