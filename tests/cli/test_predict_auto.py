@@ -63,6 +63,37 @@ class TestOneImage:
         assert again.status == 2
         assert "m_liver.png exists" in again.err
 
+    def test_no_mask_of_a_class_replaces_the_image_or_the_preview(self, palpate: Run, images: Path, auto: Path) -> None:
+        image = Path("p_liver.png")
+        image.write_bytes((images / "p0.png").read_bytes())
+        asked = ("predict", image, "--auto", auto, "-o", "p.png", "--per-class", "--overwrite")
+        answer = palpate(*asked)
+        assert answer.status == 2
+        assert "p_liver.png is the image itself" in answer.err
+        assert image.read_bytes() == (images / "p0.png").read_bytes()
+        answer = palpate("predict", images / "p0.png", *asked[2:], "--preview", "p_spleen.png")
+        assert answer.status == 2
+        assert "a mask and the preview would both be p_spleen.png" in answer.err
+        assert not Path("p_spleen.png").exists()
+
+    def test_masks_of_classes_are_written_all_or_none(
+        self, palpate: Run, images: Path, auto: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from palpate.images.formats import Mask, raster
+
+        write = raster.write_mask
+
+        def full_at_the_second(path: Path, mask: Mask) -> None:
+            if "spleen" in mask.names.values():
+                raise OSError(28, "No space left on device")
+            write(path, mask)
+
+        monkeypatch.setattr(raster, "write_mask", full_at_the_second)
+        answer = palpate("predict", images / "p0.png", "--auto", auto, "-o", "m.png", "--per-class")
+        assert answer.status == 2
+        assert "No space left" in answer.err
+        assert not list(Path().glob("*m_*"))
+
     def test_a_volume_slice_by_slice_and_carried(self, palpate: Run, tmp_path: Path, auto: Path) -> None:
         rng = np.random.default_rng(0)
         path = trees.nifti(tmp_path / "ct.nii.gz", rng.integers(-100, 200, (4, 24, 24)).astype(np.int16))

@@ -53,6 +53,15 @@ class TestAPicture:
         assert np.array_equal(bright.labels, BRIGHT * 4)
         assert (dim.objects[0].name, dim.provenance.overlap) == ("dim", "none")
 
+    def test_all_together_and_each_by_itself_from_one_look(self, session: Session, runtime: FakeFindingRuntime) -> None:
+        together, each = session.find_both()
+        assert len(runtime.asked) == 1
+        assert np.array_equal(together.labels, session.find().labels)
+        assert together.provenance == session.find().provenance
+        for one, other in zip(each, session.find_each(), strict=True):
+            assert np.array_equal(one.labels, other.labels)
+            assert one.record() == other.record()
+
     def test_what_the_object_logit_denies_is_not_there(self, session: Session, runtime: FakeFindingRuntime) -> None:
         runtime.object_logits["bright"] = -1.0
         found = session.find()
@@ -253,6 +262,12 @@ class TestWhatIsRefused:
     def test_prompts_that_do_not_fit(self, session: Session, targets: list[Target], mode: str, said: str) -> None:
         with pytest.raises(PromptError, match=said):
             session.find(targets, mode=mode)
+
+    def test_carrying_by_hand(self, session: Session) -> None:
+        targets = [Target((Box(0, 0, 30, 30),))]
+        for ask in (session.find, session.find_each, session.find_both):
+            with pytest.raises(SettingError, match=r"predict_all\(targets, until_end=True\)"):
+                ask(targets, mode="manual", carry=True)
 
     def test_a_mode_that_does_not_exist(self, session: Session) -> None:
         with pytest.raises(SettingError, match="choose autonomous, semi-autonomous, manual"):

@@ -6,6 +6,8 @@ A folder of images is in `predict_folder.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -169,17 +171,22 @@ def predict(
         session = load(model, device=device, weights=weights, adapter=adapter, auto=auto)
         mode = "manual" if auto is None else "autonomous" if by_itself else "semi-autonomous"
         masks = predict_folder.masks_of(session, output, overwrite=overwrite) if per_class and output else {}
+        for path in masks.values():
+            _check_not_the_image(picture, path)
+            if preview is not None and path.resolve() == preview.resolve():
+                raise OutputError(f"a mask and the preview would both be {path}; give them different names")
         session.set_image(picture, modality=modality, intensity=window, axis=axis)
+        each: tuple[Segmentation, ...] = ()
         with counting("segmenting", "slices", enabled=not as_json) as advance:
             if auto is None:
                 result = session.predict_all(targets, overlap=overlap, until_end=until_end, progress=advance)
+            elif masks:
+                result, each = session.find_both(targets, mode=mode, carry=carry, progress=advance)
             else:
                 result = session.find(targets, mode=mode, carry=carry, progress=advance)
-        each = session.find_each(targets, mode=mode, carry=carry) if masks else ()
-        written = list(masks.values()) if masks else [output] if output is not None else []
-        _write(session, result, None if masks else output, preview, overwrite=overwrite)
-        for one in each:
-            one.save(masks[one.objects[0].label], overwrite=overwrite)
+        results = {masks[one.objects[0].label]: one for one in each} if masks else {output: result} if output else {}
+        written = list(results)
+        _write(session, result, results, preview, overwrite=overwrite)
         if as_json:
             outputs = [str(path) for path in written] if per_class else _text(output)
             say_json({**result.record(), "output": outputs, "preview": _text(preview)})
@@ -289,13 +296,12 @@ def _check_outputs(
     picture: Image, targets: list[Target], output: Path | None, preview: Path | None, *, every_slice: bool
 ) -> None:
     """Refuse, before any work, what would lose the image or could not hold the result."""
-    source = picture.source
-    originals = {path.resolve() for path in (source.path, *source.files)} if source is not None else set[Path]()
     for path in (output, preview):
-        if path is not None and path.resolve() in originals:
-            raise OutputError(f"{path} is the image itself, which --overwrite would destroy; give another name")
+        if path is not None:
+            _check_not_the_image(picture, path)
     if output is None:
         return
+    source = picture.source
     suffix = output.suffix.lower()
     if suffix == ".dcm" and (source is None or source.format != "dicom"):
         raise OutputError(
@@ -311,15 +317,32 @@ def _check_outputs(
             )
 
 
+def _check_not_the_image(picture: Image, path: Path) -> None:
+    source = picture.source
+    if source is not None and path.resolve() in {own.resolve() for own in (source.path, *source.files)}:
+        raise OutputError(f"{path} is the image itself, which --overwrite would destroy; give another name")
+
+
 def _write(
-    session: Session, result: Segmentation, output: Path | None, preview: Path | None, *, overwrite: bool
+    session: Session,
+    result: Segmentation,
+    masks: Mapping[Path, Segmentation],
+    preview: Path | None,
+    *,
+    overwrite: bool,
 ) -> None:
+    """All masks or, if one of them cannot be written, none; then the preview."""
     from palpate.images.formats import replacing
 
     # Drawn before anything is written: an interrupt while drawing then leaves nothing behind.
     picture = session.preview(result) if preview is not None else None
-    if output is not None:
-        result.save(output, overwrite=overwrite)
+    if len(masks) == 1:
+        ((path, one),) = masks.items()
+        one.save(path, overwrite=overwrite)
+    else:
+        with ExitStack() as waiting:  # each takes its place when the last one is written
+            for path, one in masks.items():
+                one.save(waiting.enter_context(replacing(path, overwrite=overwrite)), overwrite=True)
     if preview is not None and picture is not None:
         with replacing(preview, overwrite=overwrite) as temporary:
             picture.save(temporary, format="PNG" if preview.suffix.lower() == ".png" else "JPEG")

@@ -83,7 +83,10 @@ def predict_folder(
 
 
 def masks_of(session: Session, output: Path, *, overwrite: bool) -> dict[int, Path]:
-    """The path of each label's mask beside `output`, all of them free to be written."""
+    """The path of each label's mask beside `output`, all of them free to be written.
+
+    That they are neither the image's own files nor the preview is for the caller to check.
+    """
     from palpate.images.formats import check_writable
     from palpate.inference.folder import named_masks
 

@@ -266,13 +266,13 @@ class Session:
 
         Raises:
             PromptError: a prompt that makes no sense on this image, in this mode, or for any class that was learned.
-            SettingError: a mode that does not exist, or a session without learned prompts.
+            SettingError: a mode that does not exist, a session without learned prompts, or `carry` in the manual mode.
         """
         if mode == "manual":
+            _check_not_carried(carry)
             return self.predict_all(targets, progress=progress)
         findings, labels, notes = self._find(targets, mode=mode, carry=carry, progress=progress)
-        overlap = "score" if carry and self._ready().axis is not None else "logits"
-        return self._segmentation(findings, labels, notes, mode=mode, overlap=overlap, carry=carry)
+        return self._together(findings, labels, notes, mode=mode, carry=carry)
 
     def find_each(
         self,
@@ -288,9 +288,39 @@ class Session:
             PromptError, SettingError: as `find` does.
         """
         if mode == "manual":
+            _check_not_carried(carry)
             each = {target.label: [other for other in targets if other.label == target.label] for target in targets}
             return tuple(self.predict_all(some, progress=progress) for some in each.values())
         findings, _, _ = self._find(targets, mode=mode, carry=carry, progress=progress)
+        return self._apart(findings, mode=mode, carry=carry)
+
+    def find_both(
+        self,
+        targets: Sequence[Target] = (),
+        *,
+        mode: Mode | str = "autonomous",
+        carry: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[Segmentation, tuple[Segmentation, ...]]:
+        """What `find` and `find_each` give, from one look at the image.
+
+        Raises:
+            PromptError, SettingError: as `find` does.
+        """
+        if mode == "manual":
+            together = self.find(targets, mode=mode, carry=carry, progress=progress)
+            return together, self.find_each(targets, mode=mode, carry=carry)
+        findings, labels, notes = self._find(targets, mode=mode, carry=carry, progress=progress)
+        together = self._together(findings, labels, notes, mode=mode, carry=carry)
+        return together, self._apart(findings, mode=mode, carry=carry)
+
+    def _together(
+        self, findings: Sequence[Finding], labels: np.ndarray, notes: Sequence[str], *, mode: str, carry: bool
+    ) -> Segmentation:
+        overlap = "score" if carry and self._ready().axis is not None else "logits"
+        return self._segmentation(findings, labels, notes, mode=mode, overlap=overlap, carry=carry)
+
+    def _apart(self, findings: Sequence[Finding], *, mode: str, carry: bool) -> tuple[Segmentation, ...]:
         scene = self._ready()
         maps: list[Segmentation] = []
         for finding in findings:
@@ -626,6 +656,14 @@ def _finding(
         card.classes,
     )
     return Session(runtime, cache=cache, intensity=parse_intensity(card.intensity) if card.intensity else None)
+
+
+def _check_not_carried(carry: bool) -> None:
+    if carry:
+        raise SettingError(
+            "carry=True follows what was learned, which the manual mode leaves out; leave it out, and give the targets "
+            "a z_range, or call predict_all(targets, until_end=True)"
+        )
 
 
 def _is_a_lone_point(prompt: CanvasPrompt) -> bool:
