@@ -74,7 +74,7 @@ def finetune(
     trained: Annotated[
         list[str] | None,
         typer.Option(
-            help="What moves: decoder, prompt-encoder, bias-norm, lora, adapter, last-blocks, full. Commas between."
+            help="What moves: decoder, mask-head, prompt-encoder, bias-norm, lora, adapter, last-blocks, full (commas)."
         ),
     ] = None,
     where: Annotated[

@@ -165,4 +165,4 @@ LEARNING_LOSSES: dict[str, LearningLoss] = {
 }
 """By name. `paper`: 10 times the masks' focal losses (gamma 3; 1 on the object, 0.7 beside it), the box's L1 and GIoU,
 and objectness. `code`: (Dice + 10 focal) / 2 of the mask, 100 times the focal loss of the coarse one, GIoU, and
-objectness with smoothed targets. `dice+bce` is ours: see docs/results/learned-prompts.md for what each gives."""
+objectness with smoothed targets. `dice+bce` is ours."""
