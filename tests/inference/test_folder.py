@@ -178,6 +178,38 @@ class TestGoingOn:
         assert (result.now, result.before, result.failed) == (3, 1, ())
         assert len(table(out)) == 8
 
+    def test_the_table_keeps_what_another_call_made(self, images: Path, out: Path, tmp_path: Path) -> None:
+        run(images, out)
+        other = tmp_path / "other"
+        other.mkdir()
+        Picture.fromarray(picture((BRIGHT, 255))).save(other / "late.png")
+        assert run(other, out).now == 1
+        names = {row["image"] for row in table(out)}
+        assert names == {"both.png", "grey.png", "ct.nii.gz", "late.png"}
+        (out / "grey.png").unlink()
+        assert run(other, out, overwrite=True).now == 1
+        assert {row["image"] for row in table(out)} == names - {"grey.png"}
+        assert (run(images, out).before, len(table(out))) == (2, 9)
+
+    def test_another_image_of_the_same_name_does_not_take_its_place(
+        self, images: Path, out: Path, tmp_path: Path
+    ) -> None:
+        run(images, out)
+        before = (out / "both.png").read_bytes()
+        other = tmp_path / "other"
+        other.mkdir()
+        Picture.fromarray(picture((BRIGHT, 255))).save(other / "both.png")
+        with pytest.raises(OutputError, match=r"another image called both.png.*--overwrite"):
+            run(other, out)
+        Picture.fromarray(picture((BRIGHT, 255))).save(other / "both.tif")
+        (other / "both.png").unlink()
+        with pytest.raises(OutputError, match=r"both.tif would replace"):
+            run(other, out)
+        assert (out / "both.png").read_bytes() == before
+        assert run(other, out, overwrite=True).now == 1
+        assert (out / "both.png").read_bytes() != before
+        assert {row["image"] for row in table(out)} == {"both.tif", "grey.png", "ct.nii.gz"}
+
     def test_half_a_line_is_no_line(self, images: Path, out: Path) -> None:
         run(images, out)
         done = out / "done.jsonl"
@@ -236,6 +268,16 @@ class TestWhatIsInAFolder:
         run(images, images / "masks")
         assert run(images, images / "masks").before == 3
 
+    def test_the_output_may_lie_beside_a_series(self, tmp_path: Path) -> None:
+        where = dicom(tmp_path / "series", count=2)
+        out, looks = where / "masks", where / "looks"
+        for suffix in (".dcm", ".nii.gz"):
+            entries = [Entry(where, "series")]
+            settings = {"choices": Choices(volume_suffix=suffix), "previews": looks, "overwrite": suffix != ".dcm"}
+            assert find_in(Session(FakeFindingRuntime()), entries, out, **settings).now == 1  # type: ignore[arg-type]
+            settings["overwrite"] = False
+            assert find_in(Session(FakeFindingRuntime()), entries, out, **settings).before == 1  # type: ignore[arg-type]
+
     def test_a_folder_of_one_series_is_one_image(self, tmp_path: Path) -> None:
         where = dicom(tmp_path / "series", count=3)
         (entry,), skipped = images_in(where)
@@ -270,6 +312,17 @@ class TestWhatIsInAFolder:
         assert [(row.present, row.output) for row in result.rows] == [(False, ""), (False, "")]
         assert not list(out.glob("*.dcm"))
         assert run(where, out, nothing, choices=Choices(volume_suffix=".dcm")).before == 1
+
+    def test_a_dicom_seg_of_what_is_no_longer_found_is_removed(self, tmp_path: Path, out: Path) -> None:
+        where = dicom(tmp_path / "series", count=2)
+        run(where, out, choices=Choices(volume_suffix=".dcm"))
+        assert (out / "series.dcm").is_file()
+        for path in where.iterdir():
+            os.utime(path, (1, 1))
+        nothing = FakeFindingRuntime(object_logits={"dim": -2.0, "bright": -2.0})
+        result = run(where, out, nothing, choices=Choices(volume_suffix=".dcm"))
+        assert (result.now, result.failed) == (1, ())
+        assert not (out / "series.dcm").exists()
 
 
 class TestWhatIsRefused:

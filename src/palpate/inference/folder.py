@@ -12,10 +12,11 @@ missing: an image is done if its line is there, its masks are, and it has not ch
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -235,13 +236,15 @@ def find_in(
     """Segment images by a session with learned prompts, and write masks and the table into a folder.
 
     With `previews`, a picture of each image that is done now goes into that folder. `overwrite` does everything anew.
-    `progress` is told how many images are done, of how many. The table is there after an interruption, too.
+    `progress` is told how many images are done, of how many. The table is there after an interruption, too. It has the
+    images of earlier calls as well, if they were segmented in the same way and their masks are still there.
 
     Raises:
         FormatError: no images.
         SettingError: a session without learned prompts.
-        OutputError: the folder is an image's own, holds something else or what was made in another way, or cannot be
-            written; previews would lie among images or masks, or replace pictures that others made.
+        OutputError: the folder is an image's own, holds something else, what was made in another way or the mask of
+            another image of the same name, or cannot be written; previews would lie among images or masks, or replace
+            pictures that others made.
     """
     if not entries:
         raise FormatError("there are no images to segment; see docs/reference/formats.md for what palpate reads")
@@ -260,7 +263,9 @@ def find_in(
         if not overwrite:
             _check_pictures(previews, entries, stems, book)
         _make(previews)
-    book.begin()
+    if not overwrite:
+        book.check_owners(entries, stems)
+    book.begin(entries, stems)
     rows: list[Row] = []
     now = before = 0
     try:
@@ -275,12 +280,13 @@ def find_in(
                 except (InputError, OutputError) as error:
                     made = [Row(entry.name, error=" ".join(str(error).split()))]
                 else:
-                    book.note(entry, made)
+                    book.note(entry, stem, made)
                     now += 1
                 rows += made
             if progress is not None:
                 progress(number + 1, len(entries))
     finally:
+        rows += book.rows_of_others({row.image for row in rows})
         rows.sort(key=Row.place)
         _write_table(output / SCORES, rows)
     return Result(tuple(rows), now, before)
@@ -307,11 +313,20 @@ def _segment(
         writable = suffix != ".dcm" or bool(found.mask.any())
         if writable:
             found.save(path, overwrite=True)
+        else:
+            _remove(path)  # what was found before the image changed
         rows += [_row(entry, item, path.name if writable else "") for item in found.objects]
     if previews is not None:
         shown = each[0] if len(each) == 1 else session.find(carry=choices.carry)
         write_preview(session, shown, previews / f"{stem.name}.png")
     return rows
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove the older mask {path}: {error.strerror or error}; remove it") from error
 
 
 def write_preview(session: Session, found: Segmentation, path: Path) -> None:
@@ -466,7 +481,8 @@ class _Book:
                 "give another folder, or make them anew with --overwrite"
             )
         self._done: dict[str, dict[str, Any]] = {}
-        if not overwrite and self._path.is_file():
+        self._owners: dict[str, str] = {}  # the image by its masks' name, in small letters
+        if before == settings and self._path.is_file():
             try:
                 lines = self._path.read_text(encoding="utf-8").splitlines()
             except OSError as error:
@@ -476,16 +492,17 @@ class _Book:
             for line in lines:
                 self._remember(line)
 
-    def begin(self) -> None:
-        """Make the folder, and write down what its masks are made with. Nothing has been written before."""
+    def begin(self, entries: Sequence[Entry], stems: Sequence[str]) -> None:
+        """Make the folder, and write down what its masks are made with. Nothing has been written before.
+
+        To overwrite is to forget that these images were done.
+        """
         _make(self._folder)
         if self._overwrite:
-            try:
-                self._path.unlink(missing_ok=True)
-            except OSError as error:
-                raise OutputError(
-                    f"cannot write in {self._folder}: {error.strerror or error}; choose another place"
-                ) from error
+            for entry, stem in zip(entries, stems, strict=True):
+                self._forget(entry.name, stem)
+            with replacing(self._path, overwrite=True) as temporary:
+                temporary.write_text("\n".join(map(json.dumps, self._done.values())), encoding="utf-8")
         with replacing(self._folder / _RUN, overwrite=True) as temporary:
             text = json.dumps({"version": 1, "settings": self._settings}, indent=2) + "\n"
             temporary.write_text(text, encoding="utf-8")
@@ -497,25 +514,71 @@ class _Book:
     def _remember(self, line: str) -> None:
         try:
             entry = json.loads(line)
-            self._done[entry["image"]] = {
-                "as_it_was": entry["as_it_was"],
-                "rows": [Row(**row) for row in entry["rows"]],
-            }
+            name, _, _ = entry["image"], entry["as_it_was"], [Row(**row) for row in entry["rows"]]
         except (ValueError, KeyError, TypeError):
             return  # the end of a line is missing where the machine went down: that image is done again
+        self._keep(name, entry)
+
+    def _keep(self, name: str, known: dict[str, Any]) -> None:
+        """An image that is done, in place of what had its name, or its masks' name."""
+        self._forget(name, known.get("stem"))
+        self._done[name] = known
+        if "stem" in known:
+            self._owners[known["stem"].casefold()] = name
+
+    def _forget(self, name: str, stem: str | None) -> None:
+        self._done.pop(name, None)
+        owner = None if stem is None else self._owner(stem)
+        if owner is not None:
+            del self._done[owner["image"]]
+
+    def _owner(self, stem: str) -> dict[str, Any] | None:
+        """The image whose masks are called so; it may have got another name for them since."""
+        known = self._done.get(self._owners.get(stem.casefold(), ""))
+        return known if known is not None and known.get("stem", "").casefold() == stem.casefold() else None
 
     def rows_of(self, entry: Entry) -> list[Row] | None:
         """The rows of an image that is done, or None."""
         known = self._done.get(entry.name)
-        if known is None or known["as_it_was"] != _as_it_is(entry):
+        if known is None or known.get("place") not in (None, _place(entry)):
             return None
-        rows: list[Row] = known["rows"]
+        if known["as_it_was"] != _as_it_is(entry, self._folder):
+            return None
+        return self._rows_there(known)
+
+    def rows_of_others(self, names: Collection[str]) -> list[Row]:
+        """The rows of all images that are done, but those of these names."""
+        others = [self._rows_there(known) for name, known in self._done.items() if name not in names]
+        return [row for rows in others for row in rows or ()]
+
+    def _rows_there(self, known: dict[str, Any]) -> list[Row] | None:
+        """The rows of an image, or None where one of its masks is gone."""
+        rows = [Row(**row) for row in known["rows"]]
         there = all((self._folder / row.output).is_file() for row in rows if row.output)
         return rows if there else None
 
-    def note(self, entry: Entry, rows: Sequence[Row]) -> None:
+    def check_owners(self, entries: Sequence[Entry], stems: Sequence[str]) -> None:
+        """Refuse to replace the mask of an image that lies elsewhere."""
+        for entry, stem in zip(entries, stems, strict=True):
+            for owner in (self._owner(stem), self._done.get(entry.name)):
+                elsewhere = owner is not None and owner.get("place") not in (None, _place(entry))
+                if owner is not None and elsewhere and self._rows_there(owner):
+                    raise OutputError(
+                        f"{self._folder} has the mask of another image called {owner['image']}, which that of "
+                        f"{entry.path} would replace; give another folder, or --overwrite (also if it is the same "
+                        "image, moved)"
+                    )
+
+    def note(self, entry: Entry, stem: str, rows: Sequence[Row]) -> None:
         """Write down that an image is done."""
-        line = {"image": entry.name, "as_it_was": _as_it_is(entry), "rows": [asdict(row) for row in rows]}
+        line = {
+            "image": entry.name,
+            "place": _place(entry),
+            "stem": stem,
+            "as_it_was": _as_it_is(entry, self._folder),
+            "rows": [asdict(row) for row in rows],
+        }
+        self._keep(entry.name, line)
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 # A line of its own, also behind half of one.
@@ -539,7 +602,23 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _as_it_is(entry: Entry) -> list[list[Any]]:
-    """By what an image is known to be unchanged: names, sizes and times of its files."""
-    files = [entry.path] if entry.path.is_file() else sorted(path for path in entry.path.rglob("*") if path.is_file())
+def _place(entry: Entry) -> str:
+    """Where an image lies, in a form that tells nobody the names of folders."""
+    return hashlib.sha256(f"{entry.path.resolve()}|{entry.series or ''}".encode()).hexdigest()[:16]
+
+
+def _dicom_in(folder: Path, leave_out: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not path.name.startswith(".") and leave_out not in path.resolve().parents and _is_dicom(path)
+    ]
+
+
+def _as_it_is(entry: Entry, output: Path) -> list[list[Any]]:
+    """By what an image is known to be unchanged: names, sizes and times of its files, of a folder the DICOM files.
+
+    A series' folder may hold the output as well, whose DICOM SEGs are no part of the image.
+    """
+    files = [entry.path] if entry.path.is_file() else _dicom_in(entry.path, output.resolve())
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
