@@ -224,6 +224,14 @@ class TestCarrying:
         assert carried.objects[0].slices == (1, 5)
         assert carried.provenance.until_end
 
+    def test_slices_are_those_of_the_label_map(self, session: Session) -> None:
+        # What is bright is dim as well, and takes all of it on slice 4.
+        bright, dim = column((9, *SHAPE), BRIGHT, 3, 4), column((9, *SHAPE), BRIGHT, 1, 4)
+        session.set_image(volume((dim, 128), (bright, 255), (column((9, *SHAPE), DIM, 3, 3), 128)))
+        found = session.find()
+        assert [item.slices for item in found.objects] == [(1, 3), (3, 4)]
+        assert session.find_each()[0].objects[0].slices == (1, 4)
+
     def test_it_goes_no_further_than_the_class_was_found(self, session: Session, runtime: FakeFindingRuntime) -> None:
         # Above slice 4 the body is grey: the manual model would follow it, the class was not found there.
         body, grey = column((9, *SHAPE), BRIGHT, 1, 8), column((9, *SHAPE), BRIGHT, 5, 8)

@@ -409,7 +409,10 @@ class Session:
         followed = carry and scene.axis is not None
         objects: list[SegmentedObject] = []
         for finding in findings:
-            voxels = int((labels == finding.wanted.value).sum())
+            mask = labels == finding.wanted.value
+            voxels = int(mask.sum())
+            # Not the slices of its own mask: other classes may have taken all of it at an end.
+            touched = np.flatnonzero(mask.any(axis=(1, 2)))
             objects.append(
                 SegmentedObject(
                     label=finding.wanted.value,
@@ -417,7 +420,7 @@ class Session:
                     predicted_iou=finding.predicted_iou,
                     voxels=voxels,
                     volume_ml=scene.volume_ml(voxels),
-                    slices=finding.slices if scene.axis is not None else None,
+                    slices=(int(touched[0]), int(touched[-1])) if len(touched) and scene.axis is not None else None,
                     targets=finding.targets,
                     object_probability=finding.probability,
                 )
