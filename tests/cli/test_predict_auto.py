@@ -158,6 +158,7 @@ class TestAFolder:
         (("IMAGES", "--auto", "AUTO", "-o", "m", "--format", "jpg"), 2, "choose nii.gz"),
         (("IMAGES", "--auto", "AUTO", "-o", "m", "--window", "odd"), 2, "odd"),
         (("IMAGES", "--auto", "AUTO", "-o", "IMAGES"), 2, "holds the images themselves"),
+        (("IMAGES", "--auto", "AUTO", "-o", "m", "--preview", "look.png"), 2, "give --preview a folder"),
         (("IMAGE", "--auto", "AUTO", "-o", "m.png", "--format", "dcm"), 2, "the end of -o"),
         (("IMAGE", "--auto", "AUTO", "-o", "m.png", "--until-end"), 2, "--carry"),
         (("IMAGE", "--auto", "AUTO", "-o", "m.png", "--name", "liver"), 2, "belong to a prompt"),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _SHOWN = 5
 """How many images to look at first, and how many failed ones, are told; the table has all."""
 
+_PICTURES = (".png", ".jpg", ".jpeg")
+
 
 def is_folder(image: Path, output: Path | None) -> bool:
     """Whether masks go into a folder: unless the output has the name of a mask, or there is one image and no output."""
@@ -48,6 +50,10 @@ def predict_folder(
     """Segment all images in a folder (or one) and say what to look at. `load` and `look` go to `load` and `Choices`."""
     if output is None:
         raise OutputError("say which folder the masks go into: -o masks/")
+    if previews is not None and not previews.is_dir() and previews.suffix.lower() in _PICTURES:
+        raise OutputError(
+            f"each image gets a preview, and {previews.name} has the name of one picture; give --preview a folder"
+        )
     from palpate.inference.folder import SCORES, Choices, Entry, find_in, images_in
 
     choices = Choices(**look, volume_suffix=f".{mask_format.removeprefix('.')}")
