@@ -47,6 +47,7 @@ def test_a_card_tells_the_truth_about_its_model(each: ModelCard) -> None:
     else:
         assert each.weights.file
         assert each.weights.address
+        assert "/blob/" not in each.weights.address  # a page about the file, not the file
     assert each.licence
     assert each.paper
     if each.made_from is not None:

@@ -258,7 +258,7 @@ MOBILE_SAM = replace(
         sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
         size_bytes=40_728_226,
         file="mobile_sam.pt",
-        address="https://github.com/ChaoningZhang/MobileSAM/blob/master/weights/mobile_sam.pt",
+        address="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
     ),
     paper="Zhang et al.: Faster segment anything: towards lightweight SAM for mobile applications (2023)",
     arxiv="2306.14289",
