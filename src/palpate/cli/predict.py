@@ -185,6 +185,8 @@ def predict(
             else:
                 result = session.find(targets, mode=mode, carry=carry, progress=advance)
         results = {masks[one.objects[0].label]: one for one in each} if masks else {output: result} if output else {}
+        if per_class:  # a DICOM SEG cannot hold an empty mask; the class is told to be absent all the same
+            results = {path: one for path, one in results.items() if path.suffix != ".dcm" or one.mask.any()}
         written = list(results)
         _write(session, result, results, preview, overwrite=overwrite)
         if as_json:
