@@ -28,7 +28,8 @@ from transformers.models.sam.configuration_sam import (
 )
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamTwoWayAttentionBlock
 
-from palpate.errors import ImageError, PromptError
+from palpate.errors import ImageError
+from palpate.models.prompt_tensors import prompt_tensors
 from palpate.models.promptable import Array, ImageEmbedding, MaskPrediction, PromptBatch
 
 OBJECTS_AT_ONCE = 8
@@ -120,15 +121,7 @@ class SamPromptDecoder(nn.Module):
         Raises `PromptError` if the batch holds no prompt at all, or if its parts do not fit together.
         """
         features = torch.as_tensor(embedding.features).to(self.no_mask)
-        image_index = torch.as_tensor(prompts.image_index).to(features.device, torch.long)
-        boxes = self._floats(prompts.boxes)
-        points = self._floats(prompts.points)
-        labels = prompts.point_labels
-        labels = None if labels is None else torch.as_tensor(labels).to(features.device, torch.long)
-        masks = self._floats(prompts.masks)
-        if points is not None and points.ndim == 3 and points.shape[1] == 0:
-            points, labels = None, None  # no points are no prompt: one lone "not a point" was never trained
-        self._check(len(embedding), image_index, boxes, points, labels, masks)
+        asked = prompt_tensors(prompts, images=len(embedding), mask_size=4 * self.grid_size, device=features.device)
 
         # Each chunk is a forward pass of its own; gradients flow through all of them.
         logits: list[Tensor] = []
@@ -138,11 +131,8 @@ class SamPromptDecoder(nn.Module):
         for start in range(0, len(prompts), at_once):
             some = slice(start, start + at_once)
             chunk_logits, chunk_ious = self(
-                features[image_index[some]],
-                boxes=None if boxes is None else boxes[some],
-                points=None if points is None else points[some],
-                point_labels=None if labels is None else labels[some],
-                masks=None if masks is None else masks[some],
+                features[asked.image_index[some]],
+                **asked.at(some),
                 multimask_output=multimask_output,
             )
             logits.append(chunk_logits)
@@ -273,41 +263,6 @@ class SamPromptDecoder(nn.Module):
         centres = (cells + 0.5) / self.grid_size
         y, x = torch.meshgrid(centres, centres, indexing="ij")
         return self.prompt_encoder.shared_embedding(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
-
-    def _floats(self, values: object) -> Tensor | None:
-        """Coordinates and masks as float32 on this module's device; coordinates are not rounded to half precision."""
-        return None if values is None else torch.as_tensor(values).to(self.no_mask.device, torch.float32)
-
-    def _check(
-        self,
-        images: int,
-        image_index: Tensor,
-        boxes: Tensor | None,
-        points: Tensor | None,
-        labels: Tensor | None,
-        masks: Tensor | None,
-    ) -> None:
-        if boxes is None and points is None and masks is None:
-            raise PromptError("a batch without box, points or mask says nothing; give each object at least one")
-        if (points is None) != (labels is None):
-            raise PromptError("points and point_labels go together; label 1 is on the object, 0 beside it")
-        objects = image_index.shape[0]
-        if objects and (int(image_index.min()) < 0 or int(image_index.max()) >= images):
-            raise PromptError(f"image_index must lie in 0..{images - 1}, got {image_index.tolist()}")
-        size = 4 * self.grid_size
-        expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
-            ("boxes", boxes, (objects, 4)),
-            ("points", points, (objects, 0 if points is None or points.ndim < 2 else points.shape[1], 2)),
-            ("point_labels", labels, (objects, 0 if points is None or points.ndim < 2 else points.shape[1])),
-            ("masks", masks, (objects, 1, size, size)),
-        ]
-        for name, values, shape in expected:
-            if values is not None and tuple(values.shape) != shape:
-                raise PromptError(f"{name} of {objects} objects must have shape {shape}, got {tuple(values.shape)}")
-            if values is not None and not bool(torch.isfinite(values).all()):
-                raise PromptError(f"{name} must be finite numbers")
-        if labels is not None and not bool(((labels == 0) | (labels == 1)).all()):
-            raise PromptError(f"point_labels are 1 (on the object) or 0 (beside it), got {labels.unique().tolist()}")
 
 
 def _in_four(parts: Float[Tensor, "*place inputs"], up: nn.ConvTranspose2d) -> Float[Tensor, "*place 4 outputs"]:
