@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
-import dicom_phantoms as phantom
 import numpy as np
 import pydicom
 import pytest
@@ -22,6 +21,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+import dicom_phantoms as phantom
 from palpate.errors import FormatError, GeometryError, PalpateError, SeriesError
 from palpate.images import read
 from palpate.images.formats import dicom

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import dicom_phantoms as phantom
 import highdicom
 import numpy as np
 import pydicom
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from pydicom.sr.codedict import codes
 from test_dicom import rotation
 
+import dicom_phantoms as phantom
 from palpate.errors import OutputError
 from palpate.images import Image, read
 from palpate.images.formats import Mask, dicom_seg, write_mask
