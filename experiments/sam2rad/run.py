@@ -39,15 +39,14 @@ WAYS = ("decoder", "none", "lora")
 class Job:
     """A task, learned from so many images (0: all of train) of one draw, in one way; without a way, the released model.
 
-    `variant` is the predictor's; `prior` whether it begins from a linear classifier of cells.
+    `variant` is the predictor's: palpate's localiser or one of the papers'.
     """
 
     task: str
     shots: int
     draw: int
     way: str
-    variant: str = "linear"
-    prior: bool = True
+    variant: str = "localiser"
     strong: bool = False
 
     @property
@@ -56,7 +55,7 @@ class Job:
         if not self.way:
             return f"{self.task}-released"
         parts = [self.task, str(self.shots or "all"), str(self.draw), self.way, self.variant]
-        return "-".join([*parts, *(() if self.prior else ("paper",)), *(("strong",) if self.strong else ())])
+        return "-".join([*parts, *(("strong",) if self.strong else ())])
 
 
 def do(job: Job, data: Path, out: Path, *, split: str, steps: int | None) -> str:
@@ -73,7 +72,6 @@ def do(job: Job, data: Path, out: Path, *, split: str, steps: int | None) -> str
             "data.shots": min(job.shots, there) if job.shots else None,
             "trained": job.way,
             "variant": job.variant,
-            "prior": job.prior,
             "seed": job.draw,
             "name": job.name,
         }
@@ -117,8 +115,7 @@ def main() -> None:
     parser.add_argument("--shots", nargs="*", type=int, default=[10], help="how many images; 0 is all of train")
     parser.add_argument("--draws", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--peft", nargs="*", choices=WAYS, default=["decoder"])
-    parser.add_argument("--variant", choices=["linear", "high-res"], default="linear")
-    parser.add_argument("--no-prior", action="store_true", help="begin from nothing, as the paper does")
+    parser.add_argument("--variant", choices=["localiser", "linear", "high-res"], default="localiser")
     parser.add_argument("--strong", action="store_true", help="the paper's strong augmentations")
     parser.add_argument("--steps", type=int, help="other than the recipe's")
     parser.add_argument("--split", default="test", help="where it is measured; choose on val")
@@ -126,7 +123,7 @@ def main() -> None:
     given = parser.parse_args()
     jobs = [Job(task, 0, 0, "") for task in given.tasks]
     jobs += [
-        Job(task, shots, draw, way, given.variant, not given.no_prior, given.strong)
+        Job(task, shots, draw, way, given.variant, given.strong)
         for draw in given.draws
         for shots in given.shots
         for way in given.peft

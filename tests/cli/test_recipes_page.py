@@ -12,7 +12,7 @@ import pytest
 from palpate.models.adapters import Part, Trained, Where
 from palpate.training.learn_recipe import (
     PEFT,
-    USUAL_OPTIMISER,
+    USUAL,
     LearnDataRecipe,
     LearnRecipe,
     MixRecipe,
@@ -95,7 +95,7 @@ def test_the_recipes_on_the_page_hold_together() -> None:
 
 
 def test_the_optimiser_of_learning_has_the_defaults_of_the_page() -> None:
-    usual, others = USUAL_OPTIMISER.model_dump(mode="json"), OptimiserRecipe().model_dump(mode="json")
+    usual, others = USUAL["localiser"]["optimiser"].model_dump(mode="json"), OptimiserRecipe().model_dump(mode="json")
     shown = {key: _shown(text) for key, text in _table("[optimiser] of palpate learn").items()}
     assert shown == {key: value for key, value in usual.items() if value != others[key]}
 

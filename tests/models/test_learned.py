@@ -25,7 +25,8 @@ from palpate.models.learned import (
     save,
     tensors_of,
 )
-from palpate.models.prompt_predictor import Items
+from palpate.models.localiser import peak_boxes
+from palpate.models.prompt_predictor import Items, LearnedPrompts
 from palpate.models.promptable import PromptBatch
 from tiny_networks import tiny_lite_medsam, tiny_mobile_sam, tiny_sam
 from tiny_sam2 import tiny_sam2
@@ -68,7 +69,7 @@ def boxes(items: int, side: int) -> PromptBatch:
 
 
 class TestEveryBase:
-    @pytest.mark.parametrize("variant", ["linear", "high-res"])
+    @pytest.mark.parametrize("variant", ["localiser", "linear", "high-res"])
     @pytest.mark.parametrize("base", sorted(BASES))
     def test_every_class_on_every_image_has_a_mask_and_a_score(self, base: str, variant: str) -> None:
         network, finder, embedding = ready(base, variant=variant)
@@ -134,15 +135,43 @@ class TestTheRule:
         assert torch.equal(both, hers)
         assert not torch.allclose(own, hers)
 
-    def test_a_new_finder_with_a_prior_asks_by_its_box_alone(self) -> None:
-        """The free tokens are zero and the mask is that of "no mask", until training opens the gates."""
-        _, finder, embedding = ready("lite-medsam", prior=True)
+    @pytest.mark.parametrize("base", sorted(BASES))
+    def test_a_localiser_asks_by_its_box_and_the_tokens_of_the_class(self, base: str) -> None:
+        _, finder, embedding = ready(base, variant="localiser")
+        features, levels = finder.held(embedding)
+        items = Items.every(2, 2)
+        said = finder.learned(features, levels, items)
+        sparse, dense = finder._embedded(said, None)  # pyright: ignore[reportPrivateUsage]
+        usual = PromptBatch(np.arange(4), boxes=(said.corners() * finder.decoder.canvas_size).numpy())
+        boxed, no_mask = finder._embedded(None, usual)  # pyright: ignore[reportPrivateUsage]
+        assert sparse is not None
+        assert boxed is not None
+        assert torch.allclose(sparse[:, :2], boxed[:, :2], atol=1e-5)  # unmarked, as nothing was learned yet
+        assert torch.equal(sparse[:, 2:], finder.predictor.class_tokens[items.class_index])  # pyright: ignore[reportArgumentType, reportIndexIssue]
+        assert torch.equal(dense.expand_as(no_mask), no_mask)
+
+    def test_a_persons_box_takes_the_place_of_a_guessed_one(self) -> None:
+        network, finder, embedding = ready("lite-medsam", variant="localiser")
         features, levels = finder.held(embedding)
         said = finder.learned(features, levels, Items.every(2, 2))
-        sparse, dense = finder._embedded(said, None)  # pyright: ignore[reportPrivateUsage]
-        assert sparse is not None
-        assert not bool(sparse[:, 2:].any())
-        assert torch.allclose(dense, finder.decoder.no_mask.reshape(1, -1, 1, 1).expand_as(dense))
+        drawn = boxes(4, network.frame.size)  # pyright: ignore[reportAttributeAccessIssue]
+        hers, _ = finder._embedded(None, drawn)  # pyright: ignore[reportPrivateUsage]
+        both, _ = finder._embedded(said, drawn)  # pyright: ignore[reportPrivateUsage]
+        assert hers is not None
+        assert both is not None
+        assert torch.equal(both, torch.cat([said.tokens, hers], dim=1))
+
+    def test_a_click_says_which_of_two_places_is_meant(self) -> None:
+        _, finder, _ = ready("lite-medsam", variant="localiser")
+        maps = torch.full((2, 1, 16, 16), -1.0)
+        maps[:, 0, 2:10, 2:10] = 2.0  # heavy
+        maps[:, 0, 12:14, 8:14] = 1.0
+        said = LearnedPrompts(peak_boxes(maps), torch.zeros(2, 2, 32), maps)
+        size = finder.decoder.canvas_size
+        clicks = np.array([[[0.6, 0.8], [0.2, 0.2]], [[0.6, 0.8], [0.2, 0.2]]], dtype=np.float32) * size
+        labels = np.array([[1, 0], [0, 1]])  # yes and no, no and yes
+        aimed = finder.aimed(said, PromptBatch(np.arange(2), points=clicks, point_labels=labels))
+        assert aimed.boxes.tolist() == [[0.5, 0.75, 0.375, 0.125], [0.125, 0.125, 0.5, 0.5]]
 
     def test_items_are_answered_alike_however_many_go_together(self) -> None:
         _, finder, embedding = ready("lite-medsam")
@@ -166,13 +195,13 @@ class TestTheRule:
 
 class TestTheFile:
     def test_it_comes_back_as_it_was(self, tmp_path: Path) -> None:
-        _, finder, embedding = ready("lite-medsam", prior=True)
+        _, finder, embedding = ready("lite-medsam", variant="localiser")
         path = tmp_path / "organs.safetensors"
-        save(tensors_of(finder, tiny_lite_medsam(), card(prior=True), {}), path)
+        save(tensors_of(finder, tiny_lite_medsam(), card(variant="localiser"), {}), path)
         again = put_on(tiny_lite_medsam(), read(path))
         with torch.no_grad():
             assert torch.equal(again.find(embedding)[0].logits, finder.find(embedding)[0].logits)
-        assert read(path).card == card(prior=True)
+        assert read(path).card == card(variant="localiser")
 
     def test_the_decoder_becomes_what_it_was_trained_to_be(self, tmp_path: Path) -> None:
         trained = Trained(("lora", "mask-head"), rank=2, alpha=2)

@@ -13,7 +13,6 @@ import torch
 
 from palpate.errors import DatasetError, OutputError, SettingError
 from palpate.models import learned
-from palpate.models.prompt_predictor import Items
 from palpate.models.weights import load
 from palpate.training.learn_prompts import LearnedFrom, learn
 from palpate.training.learn_recipe import PEFT, LearnDataRecipe, LearnRecipe, MixRecipe
@@ -107,15 +106,26 @@ class TestWhatComesOfIt:
         assert len(losses) == made.steps == 30
         assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:4])
 
-    def test_a_prior_knows_what_is_bright(self, whole: LearnedFrom) -> None:
+    def test_a_localiser_learns_what_is_bright(self, data: Path, tmp_path: Path) -> None:
+        made = learn(
+            recipe(data, about={"targets": ("1",), "val": ""}, steps=40, validate_every=40),
+            tmp_path / "f.safetensors",
+            device="cpu",
+        )
         network = load("tiny").model
-        finder = learned.put_on(network, learned.read(whole.path))  # pyright: ignore[reportArgumentType]
-        prior = finder.predictor.prior
-        assert prior is not None
+        finder = learned.put_on(network, learned.read(made.path))  # pyright: ignore[reportArgumentType]
         canvas = torch.full((1, 3, 32, 32), 0.1)
         canvas[..., 8:16, 8:16] = 1.0
-        map_of = prior(network.encode(canvas).features, Items.every(1, 2))[0, 0]
+        map_of = finder.predictor.maps(network.encode(canvas).features)[0, 0]  # pyright: ignore[reportArgumentType, reportCallIssue]
         assert map_of[2:4, 2:4].mean() > map_of[5:, 5:].mean() + 0.5
+
+    @pytest.mark.parametrize("variant", ["linear", "high-res"])
+    def test_the_papers_predictors_are_learned_with_their_own_settings(
+        self, variant: str, data: Path, tmp_path: Path
+    ) -> None:
+        made = learn(recipe(data, variant=variant, steps=2), tmp_path / "f.safetensors", device="cpu")
+        assert made.card.recipe["optimiser"]["rate"] == 5e-4
+        assert "predictor.queries" in tensors(made.path)
 
     @pytest.mark.parametrize("loss", ["paper", "code"])
     def test_every_loss_gives_numbers(self, loss: str, data: Path, tmp_path: Path) -> None:
@@ -140,7 +150,7 @@ class TestRepeating:
         again = learn(recipe(data), tmp_path / "a.safetensors", device="cpu").path
         other = learn(recipe(data, seed=1, steps=1), tmp_path / "b.safetensors", device="cpu").path
         assert same(whole.path, again)
-        assert not torch.equal(tensors(again)["predictor.queries"], tensors(other)["predictor.queries"])
+        assert not torch.equal(tensors(again)["predictor.into.weight"], tensors(other)["predictor.into.weight"])
 
     @pytest.mark.parametrize("at", [1, 3])
     def test_a_run_that_was_interrupted_ends_with_the_same_bits(
@@ -176,6 +186,7 @@ class TestTheMix:
         changes: dict[str, Any] = {
             "mix": alone,
             "trained": None,
+            "variant": "linear",
             "optimiser": OptimiserRecipe(rate=1e-3, weight_decay=0.0),
             "about": {"targets": ("1",), "val": ""},
         }

@@ -131,3 +131,35 @@ class TestTheWhole:
     def test_what_makes_no_sense_is_refused(self, changes: dict[str, float]) -> None:
         with pytest.raises(SettingError):
             LearningLoss(**changes)
+
+
+class TestMaps:
+    """The losses of a localiser's maps: two classes, 2 x 2 cells."""
+
+    def test_worked_by_hand(self) -> None:
+        maps = torch.tensor([[[[0.0, 0.0], [0.0, 0.0]], [[-50.0, -50.0], [-50.0, -50.0]]]])
+        shares = torch.zeros(1, 2, 2, 2)
+        shares[0, 0, 0] = 1  # the upper half; of the second class nothing is there, and the map says so
+        everything = torch.ones(1, 2, 2, 2, dtype=torch.bool)
+        found = LearningLoss(dice=1.0, coarse_dice=1.0, coarse_bce=1.0).of_maps(maps, shares, everything)
+        # Probability one half everywhere: a cross-entropy of ln 2; Dice 2 * 1 / (2 + 2). The mean over two classes.
+        assert found.tolist() == pytest.approx([(math.log(2) + 0.5) / 2], abs=1e-3)
+
+    def test_what_is_unknown_is_neither_right_nor_wrong(self) -> None:
+        loss = LearningLoss(dice=1.0, coarse_dice=1.0, coarse_bce=1.0, coarse_focal=1.0)
+        shares = torch.zeros(1, 2, 2, 2)
+        shares[0, :, 0] = 1
+        counted = torch.ones(1, 2, 2, 2, dtype=torch.bool)
+        counted[0, 1] = False  # nobody can tell whether the second class is there
+        counted[0, 0, 1, 1] = False
+        maps = torch.zeros(1, 2, 2, 2, requires_grad=True)
+        loss.of_maps(maps, shares, counted).sum().backward()
+        assert maps.grad is not None
+        assert bool(((maps.grad != 0) == counted).all())
+
+    def test_a_class_that_is_absent_costs_where_it_is_claimed(self) -> None:
+        loss = LearningLoss(dice=1.0, coarse_dice=1.0, coarse_bce=1.0)
+        nothing, everything = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)
+        claimed, silent = (loss.of_maps(torch.full((1, 1, 2, 2), x), nothing, everything) for x in (5.0, -5.0))
+        assert claimed.item() == pytest.approx(5, abs=0.01)
+        assert silent.item() == pytest.approx(0, abs=0.01)

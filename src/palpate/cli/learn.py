@@ -39,7 +39,7 @@ def learn(
     peft: Annotated[
         str | None, typer.Option(help="What moves of the decoder: none, lora, adapter or decoder (default: decoder).")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="The prompt predictor: linear or high-res.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Predictor: localiser (the default), linear or high-res.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="RECIPE.toml", help="All settings in a file; see docs/reference/recipes.md.")
     ] = None,

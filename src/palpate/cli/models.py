@@ -209,8 +209,7 @@ def _own_lines(card: AdapterCard | LearnedCard) -> list[tuple[str, str]]:
     if isinstance(card, AdapterCard):
         return [("prompts", ", ".join(card.prompts)), *_sources(card)]
     classes = ", ".join(one.name if one.name == str(one.value) else f"{one.name}={one.value}" for one in card.classes)
-    prior = ", from a linear classifier of cells" if card.prior else ""
-    return [("finds", classes), ("predictor", f"{card.variant}, {card.tokens} tokens a class{prior}")]
+    return [("finds", classes), ("predictor", f"{card.variant}, {card.tokens} tokens a class")]
 
 
 def _card_lines(card: AdapterCard | LearnedCard) -> list[tuple[str, str]]:

@@ -5,8 +5,10 @@ autonomous*, a person's box, points or mask go in beside what was learned; *manu
 
 The rule by which prompts are combined, for each class of each image:
 
-    tokens     [learned box corners, learned free tokens, a person's tokens]
-    dense      the person's mask, if there is one, and else the learned mask
+                   papers' predictors (`linear`, `high-res`)                 ours (`localiser`)
+    tokens         learned box corners, free tokens, a person's tokens       a person's box, and else the guessed one;
+                                                                             class tokens, a person's points
+    dense          the person's mask, if there is one, and else the learned  the person's mask or none
 
 The file holds what was learned and nothing of the base model: the predictor, the object token and head (is there
 anything at all?), and what training changed in the decoder, as an adapter; beside it, a card.
@@ -17,10 +19,11 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float
@@ -32,6 +35,7 @@ from torch.nn.functional import relu
 from palpate.errors import OutputError, SettingError, WeightsError
 from palpate.images.formats import replacing
 from palpate.models.adapters import Adapter, AdapterCard, Trained, applied, extracted
+from palpate.models.localiser import Localiser, peak_boxes
 from palpate.models.prompt_predictor import Items, LearnedPrompts, PromptPredictor, Variant
 from palpate.models.promptable import ImageEmbedding, LearnedClass, PromptBatch
 from palpate.models.sam import SamPromptDecoder
@@ -40,9 +44,6 @@ from palpate.models.sam2 import HieraEncoder, Sam2PromptDecoder
 FORMAT = 1
 """Grows when a file can no longer be read by an older palpate."""
 
-GATE_SPEED = 20.0
-"""How much faster gates open than other weights move: Adam moves every number by the learning rate at the most."""
-
 _METADATA = "palpate_learned_prompts"
 
 
@@ -50,7 +51,7 @@ _METADATA = "palpate_learned_prompts"
 class LearnedCard:
     """All that is known of learned prompts; it travels inside the file.
 
-    `prior` says whether the predictor begins from a `CellPrior`. `base` is a model of the catalogue and `base_sha256`
+    `base` is a model of the catalogue and `base_sha256`
     the content hash of its weights. `trained` says what of the base model moved with the prompts; None: nothing.
     `images` is how many labelled images they were learned from. `intensity` is the rule that images were shown by,
     empty for each image's own. `data`, `licence`, `recipe` and `metrics` are for people, and for making it again.
@@ -64,7 +65,6 @@ class LearnedCard:
     tokens: int
     trained: Trained | None
     images: int
-    prior: bool = False
     intensity: str = ""
     summary: str = ""
     data: str = ""
@@ -118,19 +118,17 @@ class Finder(nn.Module):
     `decoder` is the base model's `prompt_decoder`; it is used and not owned, so it is no part of this module's weights.
     """
 
-    def __init__(self, predictor: PromptPredictor, *, decoder: SamPromptDecoder | Sam2PromptDecoder) -> None:
+    def __init__(
+        self, predictor: PromptPredictor | Localiser, *, decoder: SamPromptDecoder | Sam2PromptDecoder
+    ) -> None:
         super().__init__()
         self.predictor = predictor
-        channels = predictor.queries.shape[-1]
+        channels = decoder.no_mask.shape[-1]
         if isinstance(decoder, SamPromptDecoder):
             self.object_token = nn.Parameter(torch.randn(1, channels) / channels**0.5)
             self.object_head = ObjectHead(channels)
         else:
             self.object_token = self.object_head = None
-        # With a prior there is something to lose: at first the free tokens are zero and the coarse mask is that of "no
-        # mask", so that the decoder is asked by the prior's box, and how much it gets to see of the others is learned.
-        # (Zero tokens and the object token are still attended to: the answer is near that to the box, not equal.)
-        self.gates = None if predictor.prior is None else nn.Parameter(torch.zeros(2))
         self._decoder = (decoder,)  # in a tuple, so that torch does not take it for a part of this module
 
     @property
@@ -156,8 +154,21 @@ class Finder(nn.Module):
         self, features: Float[Tensor, "image channel row column"], levels: Sequence[Tensor], items: Items
     ) -> LearnedPrompts:
         """What the predictor says of these items."""
-        wanted = levels if self.predictor.variant == "high-res" else ()
-        return self.predictor(features, wanted, items=items, dense=self.decoder.no_mask)
+        high_res = isinstance(self.predictor, PromptPredictor) and self.predictor.variant == "high-res"
+        return self.predictor(features, levels if high_res else (), items=items, dense=self.decoder.no_mask)
+
+    def aimed(self, learned: LearnedPrompts, drawn: PromptBatch) -> LearnedPrompts:
+        """The same, but where a person clicked on one of several places that were found, the box is around that one.
+
+        Prompt i of `drawn` belongs to item i. Predictors that say a box and no map of places are not moved by it.
+        """
+        if not isinstance(self.predictor, Localiser) or drawn.points is None or drawn.point_labels is None:
+            return learned
+        on_it = np.asarray(drawn.point_labels) == 1
+        points = [
+            torch.as_tensor(xy[here]) / self.decoder.canvas_size for xy, here in zip(drawn.points, on_it, strict=True)
+        ]
+        return replace(learned, boxes=peak_boxes(learned.mask_logits, points))
 
     def answered(
         self,
@@ -204,13 +215,15 @@ class Finder(nn.Module):
             labels = None if labels is None else labels.long()
             sparse, dense = decoder.prompt_embeddings(boxes=boxes, points=points, point_labels=labels, masks=masks)
         if learned is not None:
-            token_gate, mask_gate = (1.0, 1.0) if self.gates is None else (GATE_SPEED * self.gates).unbind()
-            own = torch.cat([self._corner_tokens(learned), token_gate * learned.tokens], dim=1)
-            sparse = own if sparse is None else torch.cat([own, sparse], dim=1)
-            if drawn is None or drawn.masks is None:
-                nothing = decoder.no_mask.reshape(1, -1, 1, 1)
+            guesses = isinstance(self.predictor, Localiser)
+            parts = [learned.tokens, *(() if sparse is None else (sparse,))]
+            if not (guesses and drawn is not None and drawn.boxes is not None):
+                parts.insert(0, self._corner_tokens(learned))
+            sparse = torch.cat(parts, dim=1)
+            if dense is None and guesses:
+                dense = decoder.no_mask.reshape(1, -1, 1, 1).expand(1, -1, decoder.grid_size, decoder.grid_size)
+            elif not guesses and (drawn is None or drawn.masks is None):
                 _, dense = decoder.prompt_embeddings(masks=learned.mask_logits)
-                dense = nothing + mask_gate * (dense - nothing)
         assert dense is not None
         return sparse, dense
 
@@ -220,7 +233,7 @@ class Finder(nn.Module):
         # Positions stay in full precision, as those that a person draws.
         with torch.autocast(corners.device.type, enabled=False):
             tokens = self.decoder.prompt_encoder._embed_boxes(corners[:, None])[:, 0]  # pyright: ignore[reportPrivateUsage]
-        return tokens[:, :2]
+        return tokens[:, :2] if learned.marks is None else tokens[:, :2] + learned.marks
 
     def _answer(
         self, cells: Tensor, levels: Sequence[Tensor], sparse: Tensor | None, dense: Tensor
@@ -264,13 +277,15 @@ def finder_for(network: nn.Module, card: LearnedCard) -> Finder:
     levels = _level_channels(network) if card.variant == "high-res" else ()
     scale = 1 if isinstance(decoder, Sam2PromptDecoder) and card.variant == "high-res" else 4
     channels = decoder.no_mask.shape[-1]
+    if card.variant == "localiser":
+        localiser = Localiser(classes=len(card.classes), tokens=card.tokens, channels=channels)
+        return Finder(localiser, decoder=decoder).to(decoder.no_mask.device)
     predictor = PromptPredictor(
         classes=len(card.classes),
         variant=card.variant,
         level_channels=levels,
         mask_scale=scale,
         tokens=card.tokens,
-        prior=card.prior,
         channels=channels,
         heads=decoder.heads,
         mlp_channels=decoder.mlp_channels,

@@ -11,10 +11,8 @@ decoder as if a person had drawn them, and what a person does draw goes in besid
     mask head                   cells -> logits of a coarse mask
     decoder                     [box corners, free tokens, a person's tokens] and the mask added to the embedding
 
-With a `CellPrior` (ours, not the paper's) it does not begin from nothing: a linear classifier of single cells, fitted
-in closed form to the labelled images, says roughly where each class is, and what is learned is how to do better.
-
-Both variants of the authors' code: `linear` is the paper's figure 3, `high-res` their default since November 2024.
+Both variants of the authors' code: `linear` is the paper's figure 3, `high-res` their default since November 2024. A
+third one, `localiser`, is ours and lives in `palpate.models.localiser`.
 Trainable parameters, without the queries: 1,896,389 for `linear`; for `high-res` 5,080,517 (SAM 2), 5,449,157 (ViT-B),
 5,580,229 (ViT-L), 5,711,301 (ViT-H), 5,219,781 (TinyViT: MobileSAM, LiteMedSAM).
 """
@@ -24,23 +22,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy import ndimage
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, relu
+from torch.nn.functional import interpolate, relu
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamTwoWayAttentionBlock
 
 from palpate.errors import SettingError
 
-Variant = Literal["linear", "high-res"]
-
-PRIOR_GAIN = 5.0
-"""A prior of 1 as a logit, before training changes it."""
+Variant = Literal["localiser", "linear", "high-res"]
 
 BOX_TOKENS = 2
 """The first two tokens of a class become its box."""
@@ -76,11 +69,13 @@ class LearnedPrompts:
     - `boxes` (item, 4): x and y of the upper left corner, width and height, each 0 to 1, in shares of the canvas.
     - `tokens` (item, token, channel): the free tokens, without the two of the box.
     - `mask_logits` (item, 1, mask row, mask column): a coarse mask on the grid of mask prompts.
+    - `marks` (item, 2, channel) are added to the tokens of the box's corners; None: they are as a person's.
     """
 
     boxes: Float[Tensor, "item 4"]
     tokens: Float[Tensor, "item token channel"]
     mask_logits: Float[Tensor, "item 1 mask_row mask_column"]
+    marks: Float[Tensor, "item 2 channel"] | None = None
 
     def corners(self) -> Float[Tensor, "item 4"]:
         """The boxes as x_min, y_min, x_max, y_max, in shares of the canvas's side.
@@ -92,7 +87,8 @@ class LearnedPrompts:
     def at(self, chosen: Sequence[int]) -> LearnedPrompts:
         """Those of some items."""
         picked = list(chosen)
-        return LearnedPrompts(self.boxes[picked], self.tokens[picked], self.mask_logits[picked])
+        marks = None if self.marks is None else self.marks[picked]
+        return LearnedPrompts(self.boxes[picked], self.tokens[picked], self.mask_logits[picked], marks)
 
 
 class BoxHead(nn.Module):
@@ -133,63 +129,6 @@ class MaskHead(nn.Module):
         return interpolate(logits, scale_factor=self.scale, mode="bilinear", align_corners=False)
 
 
-class CellPrior(nn.Module):
-    """Where each class is likely to be, cell by cell: a ridge regression from the embedding, fitted by `fit`.
-
-    A cell is described by its own features and by the mean of those around it (`window` x `window`). What comes out is
-    about 1 on the class and about -1 beside it; 0 is the border.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    weight: Tensor
-    offset: Tensor
-
-    def __init__(self, *, classes: int, channels: int, window: int = 7) -> None:
-        super().__init__()
-        self.window = window
-        self.register_buffer("mean", torch.zeros(2 * channels))
-        self.register_buffer("scale", torch.ones(2 * channels))
-        self.register_buffer("weight", torch.zeros(classes, 2 * channels))
-        self.register_buffer("offset", torch.full((classes,), -1.0))
-
-    def described(
-        self, features: Float[Tensor, "image channel row column"]
-    ) -> Float[Tensor, "image channel2 row column"]:
-        """What is known of each cell: its features and those of its neighbourhood."""
-        around = avg_pool2d(features, self.window, 1, self.window // 2, count_include_pad=False)
-        return torch.cat([features, around], dim=1)
-
-    def forward(
-        self, features: Float[Tensor, "image channel row column"], items: Items
-    ) -> Float[Tensor, "item 1 row column"]:
-        """The map of each item."""
-        # The same sums as over the standardised features, without making those.
-        weight = self.weight / self.scale
-        offset = self.offset - weight @ self.mean
-        every = torch.einsum("kc,ncij->nkij", weight, self.described(features.float()))
-        return (every + offset[:, None, None])[items.image_index, items.class_index][:, None]
-
-
-def peak_boxes(maps: Float[Tensor, "item 1 row column"]) -> Float[Tensor, "item 4"]:
-    """The box around the heaviest connected part of each map above 0: corner and size in shares of the canvas.
-
-    Where nothing is above 0 it is the middle half of the canvas.
-    """
-    found: list[list[float]] = []
-    for plane in maps[:, 0].detach().float().cpu().numpy():
-        labels, count = cast("tuple[np.ndarray, int]", ndimage.label(plane > 0))
-        if not count:
-            found.append([0.25, 0.25, 0.5, 0.5])
-            continue
-        weights = ndimage.sum_labels(plane, labels, range(1, count + 1))
-        ys, xs = ndimage.find_objects(labels)[int(np.argmax(weights))]
-        rows, columns = plane.shape
-        width, height = (xs.stop - xs.start) / columns, (ys.stop - ys.start) / rows
-        found.append([xs.start / columns, ys.start / rows, width, height])
-    return torch.tensor(found, dtype=torch.float32, device=maps.device)
-
-
 class PromptPredictor(nn.Module):
     """Learned queries for each class, and the network that turns them into prompts.
 
@@ -198,8 +137,6 @@ class PromptPredictor(nn.Module):
     - `level_channels` are the channels of those levels; empty for `linear`.
     - `mask_scale` is the side of the mask prompts' grid over that of the last level's.
     - `tokens` counts those of a class, the two of its box among them (10 in the paper's code).
-    - `prior`: begin from a `CellPrior`. Its map is a further input, the coarse mask is that map and what the mask head
-      adds, and the box is the one around the map's heaviest part and what the box head changes.
 
     Raises:
         SettingError: fewer than two tokens, no class, or levels that do not go with the variant.
@@ -213,7 +150,6 @@ class PromptPredictor(nn.Module):
         level_channels: Sequence[int] = (),
         mask_scale: int = 4,
         tokens: int = 10,
-        prior: bool = False,
         channels: int = 256,
         heads: int = 8,
         mlp_channels: int = 2048,
@@ -246,14 +182,6 @@ class PromptPredictor(nn.Module):
                 norm.eps = 1e-5  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
         self.box_head = BoxHead(channels)
         self.mask_head = MaskHead(channels, scale=mask_scale)
-        self.prior = CellPrior(classes=classes, channels=channels) if prior else None
-        if prior:
-            self.prior_embedding = nn.Conv2d(1, channels, 1)
-            self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN))
-            # At first nothing is added to what the prior says.
-            for last in (self.prior_embedding, self.mask_head.final, self.box_head.last):
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(cast("Tensor", last.bias))
 
     @property
     def classes(self) -> int:
@@ -280,23 +208,16 @@ class PromptPredictor(nn.Module):
         if len(wide) != len(self.blocks):
             raise SettingError(f"{self.variant} looks at {len(self.blocks) - 1} levels, got {len(wide) - 1}")
         cells = dense.reshape(1, channels, 1, 1).expand(len(tokens), -1, *features.shape[-2:])
-        known = None if self.prior is None else self.prior(features, items)
         for i, (block, level) in enumerate(zip(self.blocks, wide, strict=True)):
             adapted = self.channel_adapters[str(i)](level) if str(i) in self.channel_adapters else level
             rows, columns = adapted.shape[-2:]
             here = adapted[items.image_index]
-            if known is not None and i == 0:
-                here = here + self.prior_embedding(known)
             if self.variant == "high-res":
                 here = here + interpolate(cells, (rows, columns), mode="nearest")
             grid = sine_2d(rows, columns, channels).to(tokens)
             tokens, flat = _attended(block, tokens, here.flatten(2).transpose(1, 2), positions, grid)
             cells = flat.transpose(1, 2).unflatten(2, (rows, columns))
         boxes, mask_logits = self.box_head(tokens[:, :BOX_TOKENS]).float(), self.mask_head(cells)
-        if known is not None:
-            boxes = boxes + peak_boxes(known).clamp(0.004, 0.996).logit()
-            wide_map = interpolate(known, mask_logits.shape[-2:], mode="bilinear", align_corners=False)
-            mask_logits = mask_logits + self.prior_gain * wide_map
         return LearnedPrompts(boxes=boxes.sigmoid(), tokens=tokens[:, BOX_TOKENS:], mask_logits=mask_logits)
 
 

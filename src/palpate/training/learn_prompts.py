@@ -32,7 +32,8 @@ from palpate.metrics import dice
 from palpate.models import adapters, catalogue, weights
 from palpate.models.frame import CanvasPrompt, Frame
 from palpate.models.learned import Found, LearnedCard, finder_for, read_card, save, tensors_of
-from palpate.models.prompt_predictor import CellPrior, Items, LearnedPrompts
+from palpate.models.localiser import Localiser
+from palpate.models.prompt_predictor import Items, LearnedPrompts
 from palpate.models.promptable import ImageEmbedding
 from palpate.prompts.sampling import foreground_points
 from palpate.prompts.strategies import strategy
@@ -44,13 +45,17 @@ from palpate.training.learn_data import asking, classes_of, described, few, show
 from palpate.training.learn_recipe import LearnRecipe, MixRecipe
 from palpate.training.moving_weights import MovingWeights
 from palpate.training.overlays import draw_found
-from palpate.training.prior import Labelled, fit
 from palpate.training.run_folder import RunFolder
 from palpate.training.scenes import Scene, Views, rng_for
 from palpate.training.task import Batch, Done, Event, Listener, Plan, Verdict
 
 MICRO_BATCH = 8
 """Items that are decoded together; more only take more memory."""
+
+SPOKEN_RATE = 0.125
+"""The rate of a localiser's tokens and marks and of the object score, as a multiple of that of its convolutions."""
+
+_SPOKEN = ("finder.predictor.class_tokens", "finder.predictor.marks")
 
 KEPT_BYTES = 2 * 10**9
 """How much memory embeddings may take that are read again in every epoch."""
@@ -71,7 +76,9 @@ class LearningItem:
 
     `target` is the reference on the decoder's grid and `box` the tight box in shares of the canvas, both zero where the
     class is absent; `judged` is where the target counts, None everywhere. `drawn` is what a person is pretended to have
-    drawn, None if nothing; `learned` says whether the predictor is asked as well.
+    drawn, None if nothing; `learned` says whether the predictor is asked as well, and `guess` the box (corner and size
+    in shares of the canvas) that stands for what a localiser will say. `beside` are further views, of which a localiser
+    learns and the decoder does not: it is cheap, and has more to learn.
     """
 
     scene: Scene
@@ -79,8 +86,10 @@ class LearningItem:
     present: bool
     target: Float32[np.ndarray, "row column"]
     box: Float32[np.ndarray, "4"]
+    guess: Float32[np.ndarray, "4"]
     learned: bool
     drawn: CanvasPrompt | None
+    beside: tuple[Scene, ...] = ()
     judged: Bool[np.ndarray, "row column"] | None = None
 
 
@@ -174,7 +183,6 @@ class _Learning:
             tokens=recipe.tokens,
             trained=recipe.trained,
             images=len(train_cases),
-            prior=recipe.prior,
             intensity=recipe.data.intensity or "",
             summary=recipe.summary,
             licence=recipe.licence,
@@ -187,6 +195,10 @@ class _Learning:
         # The finder's come first: theirs is the rate that the log tells.
         moving = {f"finder.{name}": parameter for name, parameter in self.finder.named_parameters()}
         moving |= {f"network.{name}": parameter for name, parameter in moved.items()}
+        if isinstance(self.finder.predictor, Localiser):
+            # Beside its convolutions, what speaks to the decoder: nothing is gained by shouting.
+            spoken = [name for name in moving if name.startswith(("finder.object", *_SPOKEN))]
+            rates |= dict.fromkeys(spoken, SPOKEN_RATE)
         self.network.to(fabric.device)
         self.finder.to(fabric.device)
         self.finder.decoder.objects_at_once = MICRO_BATCH
@@ -200,6 +212,7 @@ class _Learning:
         self.settings: Mapping[str, Any] = self._settings()
         self._ordered: tuple[int, list[int]] = (-1, [])
         self._kept: dict[str, ImageEmbedding] = {}
+        self._cells: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def frame(self) -> Frame:
@@ -229,7 +242,10 @@ class _Learning:
         val_scenes = self._embedded(val_cases, tell, moved=False)
         if not any(scene.regions for scene in self.scenes):
             raise DatasetError("no image shows any of the classes, or only parts that are too small; check --target")
-        self._fit_prior()
+        self._standardise()
+        self._boxes = [
+            _tight(scene.mask(region), self.frame) for scene in self.scenes for _, region in self._there(scene)
+        ]
         pairs = [(scene, i) for scene in val_scenes for i, _ in self._there(scene)]
         chosen = rng_for(recipe.seed, "validation").permutation(len(pairs))[: recipe.validated].tolist()
         self.validation = [pairs[i] for i in sorted(chosen)]
@@ -283,32 +299,34 @@ class _Learning:
             self.fabric.barrier()
         return part(cases, told)
 
-    def _fit_prior(self) -> None:
-        """By all processes alike; the same scenes give the same prior, so no checkpoint needs to hold it."""
-        prior = self.finder.predictor.prior
-        if prior is None:
+    def _standardise(self) -> None:
+        """A localiser's mean and scale, by all processes alike; no checkpoint needs to hold them."""
+        predictor = self.finder.predictor
+        if not isinstance(predictor, Localiser):
             return
-        held = CellPrior(classes=len(self.classes), channels=prior.weight.shape[1] // 2)  # on the CPU
-        held.window = prior.window
-        # Where a case cannot tell whether a class is there, its cells would teach that it is not.
-        telling = [scene for scene in self.scenes if None not in self._all(scene)] or self.scenes
-        fit(held, [partial(self._labelled, scene) for scene in telling], heed=lambda: None)
-        prior.load_state_dict(held.state_dict())
+        count, total, squares = 0, np.zeros(predictor.channels), np.zeros(predictor.channels)
+        for scene in self.scenes:
+            cells = np.asarray(self._embedding(scene).features[0], dtype=np.float64)
+            count += cells[0].size
+            total, squares = total + cells.sum(axis=(1, 2)), squares + np.square(cells).sum(axis=(1, 2))
+        mean = total / count
+        predictor.mean.copy_(torch.from_numpy(mean))
+        predictor.scale.copy_(torch.from_numpy(np.sqrt((squares / count - mean**2).clip(min=1e-12))))
 
-    def _labelled(self, scene: Scene) -> Labelled:
-        features = torch.from_numpy(np.asarray(self._embedding(scene).features[0], dtype=np.float32))
-        rows, columns = features.shape[1:]
-        labels, side = scene.labels, self.frame.mask_size
-        nothing = np.zeros((side, side), dtype=np.float32)
-        grids = [nothing if one is None else self.frame.target(one.mask(labels)) for one in self._all(scene)]
-        targets = torch.from_numpy(np.stack(grids))
-        tall, wide = (-(-extent * rows // self.frame.size) for extent in self.frame.content_shape(scene.shape))
-        on_image = torch.zeros(rows, columns, dtype=torch.bool)
-        on_image[:tall, :wide] = True
-        if scene.judged is not None:
-            unknown = torch.from_numpy(self.frame.target(~scene.judged))
-            on_image &= adaptive_avg_pool2d(unknown[None], (rows, columns))[0] < 0.5
-        return Labelled(features, adaptive_avg_pool2d(targets, (rows, columns)), on_image)
+    def _shares(self, scene: Scene) -> tuple[Float[Tensor, "a_class row column"], Bool[Tensor, "a_class row column"]]:
+        """The share of each cell that each class covers, and whether that is known."""
+        if scene.key not in self._cells:
+            side, size = self.frame.mask_size, self.finder.decoder.grid_size
+            labels, regions = scene.labels, self._all(scene)
+            nothing = np.zeros((side, side), dtype=np.float32)
+            grids = [nothing if one is None else self.frame.target(one.mask(labels)) for one in regions]
+            shares = adaptive_avg_pool2d(torch.from_numpy(np.stack(grids)), (size, size))
+            counted = torch.tensor([one is not None for one in regions])[:, None, None].expand_as(shares).clone()
+            if scene.judged is not None:
+                unknown = torch.from_numpy(self.frame.target(~scene.judged))
+                counted &= adaptive_avg_pool2d(unknown[None], (size, size)) < 0.5
+            self._cells[scene.key] = shares, counted
+        return self._cells[scene.key]
 
     def _all(self, scene: Scene) -> list[Region | None]:
         """The classes as regions, in their order; None where the case cannot tell (see `asking`)."""
@@ -368,23 +386,31 @@ class _Learning:
         rng = rng_for(recipe.seed, "item", epoch, place, scene.name)
         there = self._there(scene)
         absent = self._absent(scene)
+        count = recipe.beside if isinstance(self.finder.predictor, Localiser) else 0
+        beside = tuple(self.scenes[int(i)] for i in rng.integers(len(self.scenes), size=count))
         is_there = bool(there) and (not absent or float(rng.random()) < recipe.present)
         side = self.frame.mask_size
         if not is_there:
             chosen = absent[int(rng.integers(len(absent)))]
             nothing = np.zeros((side, side), dtype=np.float32), np.zeros(4, dtype=np.float32)
-            return LearningItem(scene, chosen, False, *nothing, learned=True, drawn=None)
+            # A box as others have: it is not to be told by its box that nothing is there.
+            some = self._boxes[int(rng.integers(len(self._boxes)))]
+            guess = _moved(some, mix.guess, rng=rng)
+            return LearningItem(scene, chosen, False, *nothing, guess, learned=True, drawn=None, beside=beside)
         index, region = there[int(rng.integers(len(there)))]
         mask = scene.mask(region)
         drawn = _drawn(mask, mix, rng=rng)
+        tight = _tight(mask, self.frame)
         return LearningItem(
             scene=scene,
             class_index=index,
             present=True,
             target=self.frame.target(mask),
-            box=_tight(mask, self.frame),
+            box=tight,
+            guess=_moved(tight, mix.guess, rng=rng),
             learned=bool(rng.random() < mix.learned) or not drawn,
             drawn=self.frame.prompts(drawn, scene.shape) if drawn else None,
+            beside=beside,
             judged=None if scene.judged is None else self.frame.target(~scene.judged) < 0.5,
         )
 
@@ -394,14 +420,15 @@ class _Learning:
         target = torch.from_numpy(np.stack([item.target for item in items])).to(device)
         features, levels = self._features([item.scene for item in items])
         with self.fabric.autocast():
-            found, said = self._asked(features, levels, items)
-        logits, coarse = found.logits.float(), said.mask_logits[:, 0].float()
+            found, said, maps = self._asked(features, levels, items)
+        logits, coarse = found.logits.float(), None if maps is not None else said.mask_logits[:, 0].float()
         judged = judged_places([item.judged for item in items], target.shape[1:], device)
         if judged is not None:
             # Neither right nor wrong: surely nothing there, as the target says, and no gradient.
-            logits, coarse = (torch.where(judged, one, NOTHING_THERE) for one in (logits, coarse))
+            logits = torch.where(judged, logits, NOTHING_THERE)
+            coarse = None if coarse is None else torch.where(judged, coarse, NOTHING_THERE)
             target = target * judged
-        return self.recipe.loss.of(
+        losses = self.recipe.loss.of(
             logits=logits,
             predicted_iou=found.predicted_iou,
             object_logits=found.object_logits,
@@ -412,15 +439,39 @@ class _Learning:
             corners=said.corners(),
             box=torch.from_numpy(np.stack([item.box for item in items])).to(device),
         )
+        if maps is None:
+            return losses
+        beside = [scene for item in items for scene in item.beside]
+        if beside:
+            with self.fabric.autocast():
+                maps = torch.cat([maps, cast("Localiser", self.finder.predictor).maps(self._features(beside)[0])])
+        cells = [self._shares(scene) for scene in (*(item.scene for item in items), *beside)]
+        shares, counted = (torch.stack(each).to(device) for each in zip(*cells, strict=True))
+        of_maps = self.recipe.loss.of_maps(maps, shares, counted)
+        # For each item the mean over its own view and those beside it, which have the same number for all.
+        count = len(items)
+        of_items = torch.cat([of_maps[:count, None], of_maps[count:].reshape(count, -1)], dim=1)
+        return losses + of_items.mean(dim=1)
 
     def _asked(
         self, features: Tensor, levels: Sequence[Tensor], items: Sequence[LearningItem]
-    ) -> tuple[Found, LearnedPrompts]:
-        """Item i lies on image i. Those that are asked in the same way go through the decoder together."""
+    ) -> tuple[Found, LearnedPrompts, Tensor | None]:
+        """Item i lies on image i. Those that are asked in the same way go through the decoder together.
+
+        The last are the maps of a localiser. What it says of images that it is trained on is too good to train the
+        decoder with, so the box that each item has drawn stands in its place.
+        """
         places = torch.arange(len(items), device=features.device)
         classes = torch.tensor([item.class_index for item in items], device=features.device)
         where = Items(places, classes)
-        said = self.finder.learned(features, levels, where)
+        maps = None
+        if isinstance(self.finder.predictor, Localiser):
+            maps = self.finder.predictor.maps(features)
+            said = self.finder.predictor.prompts(maps, where)
+            guesses = torch.from_numpy(np.stack([item.guess for item in items])).to(features)
+            said = replace(said, boxes=guesses)
+        else:
+            said = self.finder.learned(features, levels, where)
         ways: dict[tuple[bool, bool], list[int]] = {}
         for i, item in enumerate(items):
             ways.setdefault((item.learned, item.drawn is None), []).append(i)
@@ -445,6 +496,7 @@ class _Learning:
                 torch.cat([found.object_logits for _, found in parts])[order],
             ),
             said,
+            maps,
         )
 
     # --- Validation ---------------------------------------------------------------------------------------------------
@@ -542,6 +594,13 @@ def _tight(mask: Bool[np.ndarray, "row column"], frame: Frame) -> Float32[np.nda
     box = frame.prompts((Box.around(mask),), (mask.shape[0], mask.shape[1])).box
     assert box is not None
     return box / np.float32(frame.size)
+
+
+def _moved(box: Float32[np.ndarray, "4"], by: float, *, rng: np.random.Generator) -> Float32[np.ndarray, "4"]:
+    """A box of corners as corner and size, each side moved by up to `by` of the box's length, within the canvas."""
+    size = np.tile(box[2:] - box[:2], 2)
+    corners = (box + size * rng.uniform(-by, by, 4)).clip(0, 1)
+    return np.concatenate([corners[:2], corners[2:] - corners[:2]]).astype(np.float32)
 
 
 def _flags(values: Sequence[bool], device: torch.device) -> Bool[Tensor, " item"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -20,8 +20,23 @@ from palpate.training.scenes import Views
 Chance = Annotated[float, Field(ge=0, le=1)]
 
 
-USUAL_OPTIMISER = OptimiserRecipe(rate=5e-4, weight_decay=0.1, schedule="cosine", warmup=10)
-"""What moves the weights where a recipe says nothing."""
+USUAL: dict[Variant, dict[str, Any]] = {
+    "localiser": {
+        "tokens": 4,
+        "optimiser": OptimiserRecipe(rate=4e-3, weight_decay=0.05, schedule="cosine", warmup=20),
+        "decoder_rate": 0.025,
+        "batch": 2,
+    },
+    "linear": {
+        "tokens": 10,
+        "optimiser": OptimiserRecipe(rate=5e-4, weight_decay=0.1, schedule="cosine", warmup=10),
+        "decoder_rate": 1.0,
+        "batch": 4,
+    },
+}
+USUAL["high-res"] = USUAL["linear"]
+"""What a predictor is learned with where a recipe says nothing. The localiser is a small network of convolutions, which
+takes a high rate; the decoder beside it begins as what it was trained to be."""
 
 
 class LearnDataRecipe(Section):
@@ -73,7 +88,8 @@ class MixRecipe(Section):
     """How likely each kind of prompt is drawn for an item, each for itself; if none is drawn, it is `learned`.
 
     The authors of Sam2Rad train with 0.9, 0, 0.5 and 0.1, one draw a batch. Boxes are moved at random: each side
-    by up to `jitter` of the box's length.
+    by up to `jitter` of the box's length. `guess` is the same for boxes that stand for those of a localiser: on images
+    that it was not trained on it errs more than on those that it knows.
     """
 
     learned: Chance = 0.9
@@ -81,15 +97,19 @@ class MixRecipe(Section):
     box: Chance = 0.4
     mask: Chance = 0.1
     jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    guess: Annotated[float, Field(ge=0, le=0.5)] = 0.2
 
 
 class LearnRecipe(Section):
     """A whole recipe.
 
-    - `variant`, `tokens` and `prior` are the predictor's; see `palpate.models.prompt_predictor`. The papers' has none.
+    - `variant` and `tokens` are the predictor's; see `palpate.models.localiser` (ours) and
+      `palpate.models.prompt_predictor` (the papers').
     - `trained` is what moves of the base model beside it; none: nothing, as in the paper's table 3. Its rate is
-      `decoder_rate` times that of the predictor.
+      `decoder_rate` times that of the predictor. `tokens`, `optimiser`,
+      `decoder_rate` and `batch` go by the variant (`USUAL`).
     - An item is a class on an image; `present` is how likely one is asked for that is there, where there is a choice.
+    - `beside` each item a localiser learns from so many further views, which the decoder does not see.
     - `steps` of `batch` items; a validation comes after every `validate_every` steps.
     """
 
@@ -99,22 +119,33 @@ class LearnRecipe(Section):
     summary: str = ""
     licence: str = ""
     data: LearnDataRecipe
-    variant: Variant = "linear"
-    tokens: Annotated[int, Field(ge=2)] = 10
-    prior: bool = True
+    variant: Variant = "localiser"
+    tokens: Annotated[int, Field(ge=2)] = 4
     trained: Trained | None = Field(default_factory=Trained)
-    decoder_rate: Annotated[float, Field(gt=0)] = 1.0
+    decoder_rate: Annotated[float, Field(gt=0)] = 0.025
     mix: MixRecipe = Field(default_factory=MixRecipe)
     present: Chance = 0.85
     loss: LearningLoss = Field(default_factory=lambda: LEARNING_LOSSES["dice+bce"])
-    optimiser: OptimiserRecipe = USUAL_OPTIMISER
+    optimiser: OptimiserRecipe = USUAL["localiser"]["optimiser"]
     steps: Annotated[int, Field(ge=1)] = 200
-    batch: Annotated[int, Field(ge=1)] = 4
+    batch: Annotated[int, Field(ge=1)] = 2
+    beside: Annotated[int, Field(ge=0)] = 3
     validate_every: Annotated[int, Field(ge=1)] = 50
     validated: Annotated[int, Field(ge=1)] = 32
     overlays: Annotated[int, Field(ge=0)] = 4
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_of_its_variant(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        usual = USUAL.get(cast("Variant", content.get("variant", "localiser")), {})
+        content = {**usual, **content}
+        if isinstance(given := content.get("optimiser"), Mapping) and usual:
+            content["optimiser"] = {**usual["optimiser"].model_dump(), **given}
+        return content
 
     @model_validator(mode="after")
     def _keeps_the_encoder(self) -> LearnRecipe:
@@ -173,8 +204,6 @@ def learn_recipe_from(content: Mapping[str, Any]) -> LearnRecipe:
             if given not in known:
                 raise SettingError(f"there is no {name} {given!r}; choose {', '.join(known)}")
             content[name] = known[given]
-    if isinstance(given := content.get("optimiser"), Mapping):
-        content["optimiser"] = {**USUAL_OPTIMISER.model_dump(), **given}
     try:
         return LearnRecipe.model_validate(content)
     except ValidationError as error:

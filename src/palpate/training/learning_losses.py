@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from palpate.errors import SettingError
+from palpate.training.items import NOTHING_THERE
 from palpate.training.losses import binary_cross_entropy, dice_loss, iou_error
 
 
@@ -102,13 +103,14 @@ class LearningLoss:
         target: Float[Tensor, "item row column"],
         present: Bool[Tensor, " item"],
         learned: Bool[Tensor, " item"],
-        coarse_logits: Float[Tensor, "item row column"],
+        coarse_logits: Float[Tensor, "item row column"] | None,
         corners: Float[Tensor, "item 4"],
         box: Float[Tensor, "item 4"],
     ) -> Float[Tensor, " item"]:
         """The weighted sum for each item. `box` is the tight one, in shares of the canvas like `corners`; the coarse
-        mask and the box count for items that were asked by `learned` prompts."""
-        logits, coarse, corners = logits.float(), coarse_logits.float(), corners.float()
+        mask and the box count for items that were asked by `learned` prompts, and not at all without a coarse mask:
+        then they come from maps, which have a loss of their own (`of_maps`)."""
+        logits, corners = logits.float(), corners.float()
         mask = logits.new_zeros(len(logits))
         if self.dice:
             mask = mask + self.dice * dice_loss(logits, target, squared=False)
@@ -120,7 +122,9 @@ class LearningLoss:
             )
         if self.iou:
             mask = mask + self.iou * iou_error(predicted_iou.float(), logits, target)
-        prompt = self._of_prompts(coarse, corners, target, box)
+        prompt = mask.new_zeros(len(mask))
+        if coarse_logits is not None:
+            prompt = self._of_prompts(coarse_logits.float(), corners, target, box)
         # A class that is absent has no mask and no box; multiplying by zero would keep what is not a number.
         zero = torch.zeros_like(mask)
         total = torch.where(present, mask, zero) + torch.where(present & learned, prompt, zero)
@@ -129,6 +133,31 @@ class LearningLoss:
             held = object_logits.float().clamp(-self.clip, self.clip)
             total = total + self.objectness * binary_cross_entropy_with_logits(held, wanted, reduction="none")
         return total
+
+    def of_maps(
+        self,
+        maps: Float[Tensor, "image a_class row column"],
+        shares: Float[Tensor, "image a_class row column"],
+        counted: Bool[Tensor, "image a_class row column"],
+    ) -> Float[Tensor, " image"]:
+        """The losses of the coarse masks for the maps of all classes; the mean over classes.
+
+        `shares` is how much of each cell a class covers. What is not `counted` is neither right nor wrong. Dice counts
+        for classes that are there: all of nothing cannot be missed.
+        """
+        maps = torch.where(counted, maps.float(), NOTHING_THERE).flatten(0, 1)
+        shares = (shares * counted).flatten(0, 1)
+        total = maps.new_zeros(len(maps))
+        if self.coarse_dice:
+            there = shares.flatten(1).amax(dim=1) > 0
+            total = total + self.coarse_dice * torch.where(there, dice_loss(maps, shares, squared=False), 0)
+        if self.coarse_bce:
+            total = total + self.coarse_bce * binary_cross_entropy(maps, shares)
+        if self.coarse_focal:
+            total = total + self.coarse_focal * weighted_focal_loss(
+                maps, shares, gamma=float(self.gamma), on=float(self.coarse_on), beside=float(self.coarse_beside)
+            )
+        return total.unflatten(0, counted.shape[:2]).mean(dim=1)
 
     def _of_prompts(self, coarse: Tensor, corners: Tensor, target: Tensor, box: Tensor) -> Float[Tensor, " item"]:
         total = coarse.new_zeros(len(coarse))

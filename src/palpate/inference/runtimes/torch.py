@@ -94,6 +94,7 @@ class FindingTorchRuntime(TorchRuntime):
                 items = Items(torch.zeros_like(chosen), chosen)
                 learned = self.finder.learned(features, levels, items)
                 beside = None if drawn is None else _some(drawn, some)
+                learned = learned if beside is None else self.finder.aimed(learned, beside)
                 found = self.finder.answered(features, levels, items, learned=learned, drawn=beside)
                 logits.append(_array(found.logits)[:, None])
                 ious.append(_array(found.predicted_iou)[:, None])
