@@ -108,3 +108,11 @@ class TestValidation:
     def test_nothing_is_held_out_unless_asked(self, folder: Path) -> None:
         learned, held = few(LearnDataRecipe(path=str(folder)), seed=0)
         assert (len(learned), held) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("said", "classes", "wanted"), [(None, 1, True), (None, 2, False), (True, 2, True), (False, 1, False)]
+)
+def test_several_classes_are_not_mirrored_unless_it_is_said(said: bool | None, classes: int, wanted: bool) -> None:
+    data = LearnDataRecipe(path="p", mirrored=said)
+    assert data.views(0, of_volume=False, classes=classes).mirrored == wanted

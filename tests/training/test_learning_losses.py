@@ -142,8 +142,8 @@ class TestMaps:
         shares[0, 0, 0] = 1  # the upper half; of the second class nothing is there, and the map says so
         everything = torch.ones(1, 2, 2, 2, dtype=torch.bool)
         found = LearningLoss(dice=1.0, coarse_dice=1.0, coarse_bce=1.0).of_maps(maps, shares, everything)
-        # Probability one half everywhere: a cross-entropy of ln 2; Dice 2 * 1 / (2 + 2). The mean over two classes.
-        assert found.tolist() == pytest.approx([(math.log(2) + 0.5) / 2], abs=1e-3)
+        # Probability one half everywhere: a cross-entropy of ln 2, nothing for the second class; Dice 2 * 1 / (2 + 2).
+        assert found.tolist() == pytest.approx([math.log(2) + 0.5], abs=1e-3)
 
     def test_what_is_unknown_is_neither_right_nor_wrong(self) -> None:
         loss = LearningLoss(dice=1.0, coarse_dice=1.0, coarse_bce=1.0, coarse_focal=1.0)

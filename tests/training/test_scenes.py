@@ -213,6 +213,13 @@ class TestMoves:
         assert views.of(A_CASE, 4, (9, 9)) == views.of(A_CASE, 4, (9, 9))
         assert views.of(A_CASE, 4, (9, 9))[:4] == Views(moves=3).of(A_CASE, 4, (9, 9))
 
+    def test_without_mirrors_moves_are_the_same_but_for_the_mirror(self) -> None:
+        usual = Views(moves=8).of(A_CASE, 0, (9, 9))
+        assert any(view.flip_x for view in usual)
+        assert any(view.flip_y for view in usual)
+        plain = [replace(view, flip_x=False, flip_y=False) for view in usual]
+        assert Views(moves=8, mirrored=False).of(A_CASE, 0, (9, 9)) == plain
+
     def test_fewer_than_none_are_refused(self) -> None:
         with pytest.raises(SettingError, match="-1 strong moves"):
             Views(strong_moves=-1)

@@ -2,8 +2,8 @@
 
 A small convolutional network (ours; the papers' predictors are in `palpate.models.prompt_predictor`):
 
-    cells of the embedding        standardised channel by channel, then 256 -> 64 by a 1 x 1 convolution
-    surroundings                  half as many rows and columns, residual 3 x 3 convolutions with dilation 1, 2 and 4
+    cells of the embedding        standardised channel by channel; with their x and y 258 -> 64 by a 1 x 1 convolution
+    surroundings                  half the rows and columns; residual 3 x 3 convolutions, dilated 1, 2, 4 and 8 times
     both                          a residual 3 x 3 convolution, then a logit for each class and cell
 
 The box of a class is the one around the heaviest connected part of its map above 0. Two things tell the decoder what is
@@ -26,8 +26,8 @@ from torch.nn.functional import avg_pool2d, gelu, interpolate
 from palpate.errors import SettingError
 from palpate.models.prompt_predictor import BOX_TOKENS, Items, LearnedPrompts
 
-DILATIONS = (1, 2, 4)
-"""Of the convolutions at half resolution: together they see 15 x 15 of those cells, half the width of an embedding."""
+DILATIONS = (1, 2, 4, 8)
+"""Of the convolutions at half resolution: together they see 31 x 31 of those cells, nearly a whole embedding."""
 
 
 class Localiser(nn.Module):
@@ -61,7 +61,7 @@ class Localiser(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
         self.dropout = nn.Dropout2d(dropout)
-        self.into = nn.Conv2d(channels, hidden, 1)
+        self.into = nn.Conv2d(channels + 2, hidden, 1)
         self.around = nn.ModuleList([_Residual(hidden, dilation) for dilation in DILATIONS])
         self.here = _Residual(hidden, 1)
         self.out = nn.Conv2d(hidden, classes, 1)
@@ -74,7 +74,10 @@ class Localiser(nn.Module):
     def maps(self, features: Float[Tensor, "image channel row column"]) -> Float[Tensor, "image a_class row column"]:
         """A logit for each class and cell of each image."""
         standard = (features - self.mean[:, None, None]) / self.scale[:, None, None]
-        cells = self.into(self.dropout(standard))
+        rows, columns = (torch.linspace(-1, 1, extent).to(standard) for extent in standard.shape[-2:])
+        places = torch.stack([rows[:, None].expand(-1, len(columns)), columns.expand(len(rows), -1)])
+        places = places.expand(len(standard), -1, -1, -1)
+        cells = self.into(torch.cat([self.dropout(standard), places], dim=1))
         wide = avg_pool2d(cells, 2, ceil_mode=True)
         for layer in self.around:
             wide = layer(wide)

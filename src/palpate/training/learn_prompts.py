@@ -273,7 +273,7 @@ class _Learning:
 
     def _embedded(self, cases: Sequence[Case], tell: Listener, *, moved: bool) -> list[Scene]:
         """The scenes of these cases; every process encodes its part of what is missing."""
-        data = self.recipe.data
+        data, count = self.recipe.data, len(self.classes)
 
         def told(done: int, total: int) -> None:
             tell(Event("embedding", "encoding images that were never encoded", done, total))
@@ -284,8 +284,8 @@ class _Learning:
                     some,
                     self.runtime,
                     self.cache,
-                    views=data.views(self.recipe.seed, of_volume=False) if moved else Views(),
-                    views_of_volumes=data.views(self.recipe.seed, of_volume=True) if moved else Views(),
+                    views=data.views(self.recipe.seed, of_volume=False, classes=count) if moved else Views(),
+                    views_of_volumes=data.views(self.recipe.seed, of_volume=True, classes=count) if moved else Views(),
                     slices_per_volume=data.slices_per_volume,
                     min_pixels=data.min_pixels,
                     intensity=data.intensity,
@@ -300,7 +300,10 @@ class _Learning:
         return part(cases, told)
 
     def _standardise(self) -> None:
-        """A localiser's mean and scale, by all processes alike; no checkpoint needs to hold them."""
+        """A localiser's mean and scale, and where its maps begin: with the share of the cells that each class covers.
+
+        By all processes alike, and again when a run is taken up, where the weights then follow from the checkpoint.
+        """
         predictor = self.finder.predictor
         if not isinstance(predictor, Localiser):
             return
@@ -310,6 +313,10 @@ class _Learning:
             count += cells[0].size
             total, squares = total + cells.sum(axis=(1, 2)), squares + np.square(cells).sum(axis=(1, 2))
         mean = total / count
+        with torch.no_grad():
+            shares = torch.stack([self._shares(scene)[0].mean(dim=(1, 2)) for scene in self.scenes]).mean(dim=0)
+            assert predictor.out.bias is not None
+            predictor.out.bias.copy_(shares.clamp(1e-4, 0.5).logit())
         predictor.mean.copy_(torch.from_numpy(mean))
         predictor.scale.copy_(torch.from_numpy(np.sqrt((squares / count - mean**2).clip(min=1e-12))))
 

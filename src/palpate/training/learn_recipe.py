@@ -51,6 +51,7 @@ class LearnDataRecipe(Section):
     - `slices_per_volume` slices of each volume are taken, spread evenly, and `absent_slices` without any class.
     - `moves`, `strong_moves`, `variants` are further fixed views of each slice, encoded once; see
       `palpate.training.scenes`. `moves_of_slices` is how many moves a slice of a volume has, of which there are many.
+      Moves may be `mirrored`, unless it says otherwise, where there is one class: several lie as they do.
     - `intensity` overrides how values become grey levels.
     """
 
@@ -69,6 +70,7 @@ class LearnDataRecipe(Section):
     min_pixels: Annotated[int, Field(ge=1)] = 10
     moves: Annotated[int, Field(ge=0)] = 8
     moves_of_slices: Annotated[int, Field(ge=0)] = 1
+    mirrored: bool | None = None
     strong_moves: Annotated[int, Field(ge=0)] = 0
     variants: Annotated[int, Field(ge=0)] = 0
 
@@ -78,10 +80,15 @@ class LearnDataRecipe(Section):
             parse_intensity(self.intensity)  # told before anything is read
         return self
 
-    def views(self, seed: int, *, of_volume: bool) -> Views:
-        """The views of each slice."""
-        moves = self.moves_of_slices if of_volume else self.moves
-        return Views(variants=self.variants, moves=moves, strong_moves=self.strong_moves, seed=seed)
+    def views(self, seed: int, *, of_volume: bool, classes: int) -> Views:
+        """The views of each slice, where so many classes are learned."""
+        return Views(
+            variants=self.variants,
+            moves=self.moves_of_slices if of_volume else self.moves,
+            strong_moves=self.strong_moves,
+            seed=seed,
+            mirrored=classes == 1 if self.mirrored is None else self.mirrored,
+        )
 
 
 class MixRecipe(Section):

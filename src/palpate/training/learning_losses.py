@@ -140,24 +140,27 @@ class LearningLoss:
         shares: Float[Tensor, "image a_class row column"],
         counted: Bool[Tensor, "image a_class row column"],
     ) -> Float[Tensor, " image"]:
-        """The losses of the coarse masks for the maps of all classes; the mean over classes.
+        """The losses of the coarse masks for the maps of all classes.
 
-        `shares` is how much of each cell a class covers. What is not `counted` is neither right nor wrong. Dice counts
-        for classes that are there: all of nothing cannot be missed.
+        `shares` is how much of each cell a class covers. What is not `counted` is neither right nor wrong. Dice is the
+        mean over the classes that are there: all of nothing cannot be missed. The others are sums over classes: each
+        cell is of one class at the most, so with many classes a mean would hardly feel it.
         """
         maps = torch.where(counted, maps.float(), NOTHING_THERE).flatten(0, 1)
         shares = (shares * counted).flatten(0, 1)
         total = maps.new_zeros(len(maps))
-        if self.coarse_dice:
-            there = shares.flatten(1).amax(dim=1) > 0
-            total = total + self.coarse_dice * torch.where(there, dice_loss(maps, shares, squared=False), 0)
+        there = (shares.flatten(1).amax(dim=1) > 0).unflatten(0, counted.shape[:2])
         if self.coarse_bce:
             total = total + self.coarse_bce * binary_cross_entropy(maps, shares)
         if self.coarse_focal:
             total = total + self.coarse_focal * weighted_focal_loss(
                 maps, shares, gamma=float(self.gamma), on=float(self.coarse_on), beside=float(self.coarse_beside)
             )
-        return total.unflatten(0, counted.shape[:2]).mean(dim=1)
+        found = total.unflatten(0, counted.shape[:2]).sum(dim=1)
+        if self.coarse_dice:
+            missed = dice_loss(maps, shares, squared=False).unflatten(0, counted.shape[:2])
+            found = found + self.coarse_dice * (missed * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+        return found
 
     def _of_prompts(self, coarse: Tensor, corners: Tensor, target: Tensor, box: Tensor) -> Float[Tensor, " item"]:
         total = coarse.new_zeros(len(coarse))

@@ -127,9 +127,10 @@ class Views:
     A variant is a crop (three times in four), flipped or not, with another gamma, and now and then inverted, all at
     once: the most another look can teach for the price of one encoding. Moves change where things are, and how large,
     but hardly what they look like: turned by up to 30 degrees, shifted by up to a fifth, larger or smaller by a third,
-    mirrored, a little brighter or darker. Strong moves are those of Sam2Rad (Wahd et al. 2024, section 4.2): mirrored
-    both ways, shifted by up to a fifth, turned by up to 90 degrees, enlarged so that 0.8 to 1 of the area is left, each
-    with probability one half.
+    a little brighter or darker, and, where `mirrored`, half of them mirrored left and right and a quarter up and down
+    (not where left is not right, or where things are counted from below). Strong moves are those of Sam2Rad (Wahd et
+    al. 2024, section 4.2): mirrored both ways, shifted by up to a fifth, turned by up to 90 degrees, enlarged so that
+    0.8 to 1 of the area is left, each with probability one half.
 
     Raises:
         SettingError: a kind of flip that does not exist, or a negative number of views.
@@ -141,6 +142,7 @@ class Views:
     moves: int = 0
     strong_moves: int = 0
     seed: int = 0
+    mirrored: bool = True
 
     def __post_init__(self) -> None:
         for name in self.flips:
@@ -163,7 +165,7 @@ class Views:
         rng = rng_for(self.seed, case.dataset, case.name, z, "variants")
         views += [_variant(shape, rng) for _ in range(self.variants)]
         rng = rng_for(self.seed, case.dataset, case.name, z, "moves")
-        views += [_moved(rng) for _ in range(self.moves)]
+        views += [_moved(rng, mirrored=self.mirrored) for _ in range(self.moves)]
         rng = rng_for(self.seed, case.dataset, case.name, z, "strong moves")
         return views + [_strongly_moved(rng) for _ in range(self.strong_moves)]
 
@@ -186,14 +188,14 @@ def _variant(shape: tuple[int, int], rng: np.random.Generator) -> View:
     return View(flip_x, flip_y, part if cropped else None, gamma, inverted)
 
 
-def _moved(rng: np.random.Generator) -> View:
+def _moved(rng: np.random.Generator, *, mirrored: bool) -> View:
     """A view in which things are elsewhere; every draw is made, whatever comes of the others."""
     turned, flip_x, flip_y = (rng.random(3) < (0.7, 0.5, 0.25)).tolist()
     degrees = float(rng.uniform(-30, 30))
     scale, gamma = float(np.exp(rng.uniform(-0.25, 0.3))), float(np.exp(rng.uniform(-0.4, 0.4)))
     shift_x, shift_y = rng.uniform(-0.2, 0.2, 2).tolist()
     move = Move(degrees if turned else 0.0, scale, shift_x, shift_y)
-    return View(flip_x, flip_y, gamma=gamma, move=move)
+    return View(mirrored and flip_x, mirrored and flip_y, gamma=gamma, move=move)
 
 
 def _strongly_moved(rng: np.random.Generator) -> View:
