@@ -3,8 +3,9 @@
 A small convolutional network (ours; the papers' predictors are in `palpate.models.prompt_predictor`):
 
     cells of the embedding        standardised channel by channel; with their x and y 258 -> 64 by a 1 x 1 convolution
-    surroundings                  half the rows and columns; residual 3 x 3 convolutions, dilated 1, 2, 4 and 8 times
-    both                          a residual 3 x 3 convolution, then a logit for each class and cell
+    where in the image            a quarter of the rows and columns; residual 3 x 3 convolutions, dilated 1, 2, 4 times
+    what is around                half of them; the same, with what was found at a quarter
+    where it ends                 all of them; the same once, with what was found at half; a logit for each class
 
 The box of a class is the one around the heaviest connected part of its map above 0. Two things tell the decoder what is
 asked of it: tokens of each class, which do not depend on the image ("a ring, and not what is in it"), and marks on the
@@ -26,8 +27,8 @@ from torch.nn.functional import avg_pool2d, gelu, interpolate
 from palpate.errors import SettingError
 from palpate.models.prompt_predictor import BOX_TOKENS, Items, LearnedPrompts
 
-DILATIONS = (1, 2, 4, 8)
-"""Of the convolutions at half resolution: together they see 31 x 31 of those cells, nearly a whole embedding."""
+DILATIONS = ((1,), (1, 2, 4), (1, 2, 4))
+"""Of the convolutions at full, half and quarter resolution; the last see 15 x 15 of 16 x 16 cells."""
 
 
 class Localiser(nn.Module):
@@ -62,8 +63,9 @@ class Localiser(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
         self.dropout = nn.Dropout2d(dropout)
         self.into = nn.Conv2d(channels + 2, hidden, 1)
-        self.around = nn.ModuleList([_Residual(hidden, dilation) for dilation in DILATIONS])
-        self.here = _Residual(hidden, 1)
+        self.scales = nn.ModuleList(
+            [nn.Sequential(*(_Residual(hidden, dilation) for dilation in some)) for some in DILATIONS]
+        )
         self.out = nn.Conv2d(hidden, classes, 1)
         # Nothing is anywhere, until training says so; and what tells classes apart begins small, not to disturb.
         nn.init.zeros_(self.out.weight)
@@ -78,11 +80,16 @@ class Localiser(nn.Module):
         places = torch.stack([rows[:, None].expand(-1, len(columns)), columns.expand(len(rows), -1)])
         places = places.expand(len(standard), -1, -1, -1)
         cells = self.into(torch.cat([self.dropout(standard), places], dim=1))
-        wide = avg_pool2d(cells, 2, ceil_mode=True)
-        for layer in self.around:
-            wide = layer(wide)
-        cells = cells + interpolate(wide, cells.shape[-2:], mode="bilinear", align_corners=False)
-        return self.out(gelu(self.here(cells)))
+        scales = [cells]
+        for _ in DILATIONS[1:]:
+            scales.append(avg_pool2d(scales[-1], 2, ceil_mode=True))
+        found: Tensor | None = None
+        for layers, seen in zip(reversed(self.scales), reversed(scales), strict=True):
+            if found is not None:
+                seen = seen + interpolate(found, seen.shape[-2:], mode="bilinear", align_corners=False)
+            found = layers(seen)
+        assert found is not None
+        return self.out(gelu(found))
 
     def forward(
         self,
