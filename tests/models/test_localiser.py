@@ -67,3 +67,13 @@ def test_what_makes_no_sense_is_refused() -> None:
         tiny(classes=0)
     with pytest.raises(SettingError, match="at least 2 tokens"):
         tiny(tokens=1)
+
+
+def test_it_looks_at_where_cells_lie_only_if_it_was_trained_so() -> None:
+    localiser = tiny()
+    torch.nn.init.normal_(localiser.out.weight)
+    localiser.scales = torch.nn.ModuleList([torch.nn.Identity()] * 3)  # convolutions see the image's edge
+    everywhere_alike = torch.ones(1, 8, 16, 16)
+    assert localiser.maps(everywhere_alike).std().item() > 0.01
+    localiser.placed.fill_(0.0)
+    assert localiser.maps(everywhere_alike).std().item() < 1e-5

@@ -118,6 +118,11 @@ class TestWhatComesOfIt:
         canvas[..., 8:16, 8:16] = 1.0
         map_of = finder.predictor.maps(network.encode(canvas).features)[0, 0]  # pyright: ignore[reportArgumentType, reportCallIssue]
         assert map_of[2:4, 2:4].mean() > map_of[5:, 5:].mean() + 0.5
+        # One class: views are mirrored, so where something lies says nothing.
+        assert float(tensors(made.path)["predictor.placed"]) == 0
+
+    def test_several_classes_are_told_apart_by_where_they_lie(self, whole: LearnedFrom) -> None:
+        assert float(tensors(whole.path)["predictor.placed"]) == 1
 
     @pytest.mark.parametrize("variant", ["linear", "high-res"])
     def test_the_papers_predictors_are_learned_with_their_own_settings(

@@ -34,7 +34,8 @@ DILATIONS = ((1,), (1, 2, 4), (1, 2, 4))
 class Localiser(nn.Module):
     """A map for each class; `mask_scale` times as fine as the cells when it is handed on as prompts.
 
-    `tokens` counts those of a class, the two of its box among them, as for a `PromptPredictor`.
+    `tokens` counts those of a class, the two of its box among them, as for a `PromptPredictor`. The buffer `placed` says
+    whether it goes by where in the image a cell lies (1 or 0), as it was trained.
 
     Raises:
         SettingError: no class, or fewer than two tokens.
@@ -42,6 +43,7 @@ class Localiser(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    placed: Tensor
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Localiser(nn.Module):
         self.channels, self.classes, self.mask_scale = channels, classes, mask_scale
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("placed", torch.ones(()))
         self.dropout = nn.Dropout2d(dropout)
         self.into = nn.Conv2d(channels + 2, hidden, 1)
         self.scales = nn.ModuleList(
@@ -78,7 +81,7 @@ class Localiser(nn.Module):
         standard = (features - self.mean[:, None, None]) / self.scale[:, None, None]
         rows, columns = (torch.linspace(-1, 1, extent).to(standard) for extent in standard.shape[-2:])
         places = torch.stack([rows[:, None].expand(-1, len(columns)), columns.expand(len(rows), -1)])
-        places = places.expand(len(standard), -1, -1, -1)
+        places = self.placed * places.expand(len(standard), -1, -1, -1)
         cells = self.into(torch.cat([self.dropout(standard), places], dim=1))
         scales = [cells]
         for _ in DILATIONS[1:]:

@@ -302,6 +302,7 @@ class _Learning:
     def _standardise(self) -> None:
         """A localiser's mean and scale, and where its maps begin: with the share of the cells that each class covers.
 
+        Where views are mirrored, where something lies says nothing about what it is.
         By all processes alike, and again when a run is taken up, where the weights then follow from the checkpoint.
         """
         predictor = self.finder.predictor
@@ -317,6 +318,8 @@ class _Learning:
             shares = torch.stack([self._shares(scene)[0].mean(dim=(1, 2)) for scene in self.scenes]).mean(dim=0)
             assert predictor.out.bias is not None
             predictor.out.bias.copy_(shares.clamp(1e-4, 0.5).logit())
+        views = self.recipe.data.views(self.recipe.seed, of_volume=False, classes=len(self.classes))
+        predictor.placed.fill_(0.0 if views.mirrored else 1.0)
         predictor.mean.copy_(torch.from_numpy(mean))
         predictor.scale.copy_(torch.from_numpy(np.sqrt((squares / count - mean**2).clip(min=1e-12))))
 

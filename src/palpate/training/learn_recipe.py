@@ -51,7 +51,8 @@ class LearnDataRecipe(Section):
     - `slices_per_volume` slices of each volume are taken, spread evenly, and `absent_slices` without any class.
     - `moves`, `strong_moves`, `variants` are further fixed views of each slice, encoded once; see
       `palpate.training.scenes`. `moves_of_slices` is how many moves a slice of a volume has, of which there are many.
-      Moves may be `mirrored`, unless it says otherwise, where there is one class: several lie as they do.
+      Moves are `mirrored`, unless it says otherwise, where there is one class; several lie as they do, and then the
+      localiser also looks at where in the image a cell is.
     - `intensity` overrides how values become grey levels.
     """
 
