@@ -34,7 +34,7 @@ DILATIONS = ((1,), (1, 2, 4), (1, 2, 4))
 class Localiser(nn.Module):
     """A map for each class; `mask_scale` times as fine as the cells when it is handed on as prompts.
 
-    `tokens` counts those of a class, the two of its box among them, as for a `PromptPredictor`. The buffer `placed` says
+    `tokens` counts those of a class, the two of its box among them, as for a `PromptPredictor`. `placed` says
     whether it goes by where in the image a cell lies (1 or 0), as it was trained.
 
     Raises:
