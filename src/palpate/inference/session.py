@@ -255,8 +255,9 @@ class Session:
         """Segment every class that was learned (`palpate.load(auto=...)`), on every slice.
 
         - `autonomous`: nothing is drawn.
-        - `semi-autonomous`: what is drawn goes in beside what was learned, on its slice and for its class, which its
-          name says or else its label; other classes and slices are autonomous.
+        - `semi-autonomous`: what is drawn goes in beside what was learned (of a localiser: a box takes the place of the
+          guessed one), on its slice and for its class, which its name says or else its label; other classes and slices
+          are autonomous.
         - `manual`: learned prompts are left out. The same as `predict_all(targets)`.
 
         There is one object a class, with its label and name. A class whose object logit is below 0 is not there: its
