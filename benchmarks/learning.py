@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from palpate.inference.processes import be_quick
 from palpate.training.learn_prompts import learn
 from palpate.training.learn_recipe import learn_recipe_from
 from palpate.training.task import Event
@@ -43,6 +44,7 @@ def main() -> None:
     if given.steps is not None:
         content["steps"] = given.steps
     recipe = learn_recipe_from(content)
+    be_quick()  # as the command line does
     started = time.perf_counter()
     first: dict[str, float] = {}
     last: dict[str, float] = {}
@@ -61,7 +63,7 @@ def main() -> None:
     rows = [
         ("reading the images, loading the model", first["embedding"]),
         (f"encoding {encoded} views", last["embedding"] - first["embedding"]),
-        ("fitting the prior, and the first trial step", first["step"] - last["embedding"]),
+        ("means of the embeddings, and the first trial step", first["step"] - last["embedding"]),
         (f"{recipe.steps} steps of {recipe.batch} items", last["step"] - first["step"]),
         ("writing the file", whole - last["step"]),
         ("in all", whole),

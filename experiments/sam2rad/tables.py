@@ -2,8 +2,10 @@
 
     python experiments/sam2rad/tables.py OUT [--split test]
 
-A task's Dice is the mean over subjects of the mean over their objects and slices, then over draws. The tight box is
-that of the released model, whose rows every task has.
+A task's Dice is the mean over subjects of the mean over their objects and the slices that show them, then over draws:
+where nothing is there, nobody draws a box. How many of those were left empty, as they should be, has a column of its
+own, and the AUROC of the object score is of all slices. The tight box is that of the released model, whose rows every
+task has.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class Measured:
     auroc: float
     present: int
     absent: int
+    denied: float
 
 
 def measured(folder: Path) -> Measured | None:
@@ -46,15 +49,17 @@ def measured(folder: Path) -> Measured | None:
     run = read_run(folder)
     task, *about = folder.name.split("-", 3)
     names = dict.fromkeys(row.protocol for row in run.rows)
-    dice = {name: over_subjects(row for row in run.rows if row.protocol == name) for name in names}
+    shown = [row for row in run.rows if not math.isnan(row.area)]  # the share of the image that the object's box covers
+    dice = {name: over_subjects(row for row in shown if row.protocol == name) for name in names}
     lines = presence_summary(run.presence)
     # The last line is of all classes, where there are several.
     whole = lines[-1] if lines else None
     if about == ["released"]:
-        return Measured(task, "released", "", 0, dice, math.nan, 0, 0)
+        return Measured(task, "released", "", 0, dice, math.nan, 0, 0, math.nan)
     shots, draw, way = about
-    counts = (whole.present, whole.absent) if whole else (0, 0)
-    return Measured(task, way, shots, int(draw), dice, whole.auroc if whole else math.nan, *counts)
+    if whole is None:
+        return Measured(task, way, shots, int(draw), dice, math.nan, 0, 0, math.nan)
+    return Measured(task, way, shots, int(draw), dice, whole.auroc, whole.present, whole.absent, whole.denied)
 
 
 def over_subjects(rows: Iterable[Row]) -> float:
@@ -69,8 +74,9 @@ def table(runs: Sequence[Measured], way: str, shots: str) -> list[str]:
     """One way of learning from so many images: a line a task, and their mean."""
     released = {run.task: run.dice["standard"] for run in runs if run.way == "released"}
     lines = [
-        f"| {shots} images, {way} | draws | learned | box + learned | tight box | learned / tight | AUROC |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| {shots} images, {way} | draws | learned | box + learned | tight box | learned / tight | AUROC | left "
+        "empty |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     columns: list[tuple[float, float, float, float]] = []
     for task in TASKS:
@@ -82,12 +88,14 @@ def table(runs: Sequence[Measured], way: str, shots: str) -> list[str]:
         columns.append((learned, both, released[task], ratio))
         spread = f" ({min(run.dice['learned'] for run in own):.3f} to {max(run.dice['learned'] for run in own):.3f})"
         area = float(np.mean([run.auroc for run in own]))
+        denied = float(np.mean([run.denied for run in own]))
+        empty = "n/a" if math.isnan(denied) else f"{100 * denied:.0f} %"
         seen = "n/a" if math.isnan(area) else f"{area:.2f} ({own[0].present} with, {own[0].absent} without)"
-        cells = (f"{learned:.3f}{spread}", f"{both:.3f}", f"{released[task]:.3f}", f"{ratio:.2f}", seen)
+        cells = (f"{learned:.3f}{spread}", f"{both:.3f}", f"{released[task]:.3f}", f"{ratio:.2f}", seen, empty)
         lines.append(f"| {task} | {len(own)} | {' | '.join(cells)} |")
     if columns:
         means = np.mean(columns, axis=0)
-        lines.append(f"| mean | | {means[0]:.3f} | {means[1]:.3f} | {means[2]:.3f} | {means[3]:.2f} | |")
+        lines.append(f"| mean | | {means[0]:.3f} | {means[1]:.3f} | {means[2]:.3f} | {means[3]:.2f} | | |")
     return lines
 
 

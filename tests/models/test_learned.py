@@ -1,6 +1,7 @@
 """Learned prompts and a person's go into one decoder by one rule; and the file that holds them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ class TestTheRule:
 
     def test_a_click_says_which_of_two_places_is_meant(self) -> None:
         _, finder, _ = ready("lite-medsam", variant="localiser")
-        maps = torch.full((2, 1, 16, 16), -1.0)
+        maps = torch.full((2, 1, 16, 16), -9.0)
         maps[:, 0, 2:10, 2:10] = 2.0  # heavy
         maps[:, 0, 12:14, 8:14] = 1.0
         said = LearnedPrompts(peak_boxes(maps), torch.zeros(2, 2, 32), maps)
@@ -172,6 +173,19 @@ class TestTheRule:
         labels = np.array([[1, 0], [0, 1]])  # yes and no, no and yes
         aimed = finder.aimed(said, PromptBatch(np.arange(2), points=clicks, point_labels=labels))
         assert aimed.boxes.tolist() == [[0.5, 0.75, 0.375, 0.125], [0.125, 0.125, 0.5, 0.5]]
+
+    def test_the_map_has_a_say_in_whether_anything_is_there_once_it_is_trained(self) -> None:
+        _, finder, embedding = ready("lite-medsam", variant="localiser")
+        features, levels = finder.held(embedding)
+        items = Items.every(2, 2)
+        said = finder.learned(features, levels, items)
+        high = torch.zeros_like(said.mask_logits)
+        high[:, 0, 3, 5] = torch.tensor([7.0, 1.0, 3.0, 5.0])
+        said = replace(said, mask_logits=high)
+        with torch.no_grad():
+            heads = finder.train().answered(features, levels, items, learned=said).object_logits
+            both = finder.eval().answered(features, levels, items, learned=said).object_logits
+        assert torch.allclose(both, (heads + torch.tensor([7.0, 1.0, 3.0, 5.0])) / 2)
 
     def test_items_are_answered_alike_however_many_go_together(self) -> None:
         _, finder, embedding = ready("lite-medsam")

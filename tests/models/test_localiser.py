@@ -47,14 +47,22 @@ def test_a_new_one_finds_nothing() -> None:
 
 
 def test_the_heaviest_part_gives_the_box() -> None:
-    maps = torch.full((2, 1, 8, 8), -1.0)
+    maps = torch.full((1, 1, 8, 8), -9.0)
     maps[0, 0, 1:3, 2:6] = 0.5  # 8 cells of 0.5
     maps[0, 0, 6, 6] = 3.0  # one of 3
-    assert peak_boxes(maps).tolist() == [[0.25, 0.125, 0.5, 0.25], [0.25, 0.25, 0.5, 0.5]]
+    assert peak_boxes(maps).tolist() == [[0.25, 0.125, 0.5, 0.25]]
+
+
+@pytest.mark.parametrize("height", [5.0, 0.0, -3.0, -800.0])
+def test_the_box_holds_what_is_nearly_as_likely_as_the_likeliest_place(height: float) -> None:
+    maps = torch.full((1, 1, 8, 8), height - 8.0)
+    maps[0, 0, 2:4, 4:8] = height - 1.0
+    maps[0, 0, 2, 5] = height
+    assert peak_boxes(maps).tolist() == [[0.5, 0.25, 0.5, 0.25]]
 
 
 def test_points_choose_the_part_that_most_of_them_lie_on() -> None:
-    maps = torch.full((3, 1, 8, 8), -1.0)
+    maps = torch.full((3, 1, 8, 8), -9.0)
     maps[:, 0, 1:3, 2:6] = 0.5
     maps[:, 0, 6, 6] = 0.1
     on_small, beside = torch.tensor([[0.8, 0.8], [0.85, 0.76], [0.4, 0.2]]), torch.tensor([[0.0, 1.0]])

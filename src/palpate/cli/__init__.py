@@ -11,6 +11,7 @@ import typer
 
 from palpate.cli import compare, data, embed, evaluate, finetune, info, learn, models, predict
 from palpate.cli.terminal import command_line
+from palpate.inference.processes import be_quick
 
 app = typer.Typer(
     name="palpate",
@@ -51,6 +52,7 @@ def options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the entry point of `palpate`."""
+    be_quick()
     # A batch system's polite kill is treated like Ctrl-C, so that temporary files go.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = sys.argv[1:] if arguments is None else arguments

@@ -1,10 +1,12 @@
-"""Worker processes that do as they should: quick from the start, deaf to Ctrl-C, and gone when nobody needs them."""
+"""Processes that do as they should: quick from the start, deaf to Ctrl-C, and gone when nobody needs them."""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +29,24 @@ def serve_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+_KEPT = {"MALLOC_MMAP_THRESHOLD_": (-3, 2**30), "MALLOC_TRIM_THRESHOLD_": (-1, 2**30), "MALLOC_TOP_PAD_": (-2, 2**28)}
+"""Variables that glibc reads when a process starts; for one that runs, their numbers in malloc.h and the values."""
+
+
+def be_quick() -> None:
+    """Keep freed memory in this process, where the C library is glibc: as `quick_memory` does for others.
+
+    Encoding is faster by a third. Idle threads are left as they are: one that sleeps is late for the short operations
+    of a training step. What the user has set stays.
+    """
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in _KEPT):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        for option, value in _KEPT.values():
+            mallopt(option, value)
+
+
 @contextmanager
 def quick_memory() -> Generator[None]:
     """Settings for processes that are started in this block: one thread, freed memory is kept, idle threads sleep.
@@ -35,9 +55,7 @@ def quick_memory() -> Generator[None]:
     to the system in between costs more than computing them. What the user has set stays.
     """
     wanted = {
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**30),
-        "MALLOC_TOP_PAD_": str(2**28),
+        **{name: str(value) for name, (_, value) in _KEPT.items()},
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": "1",
     }

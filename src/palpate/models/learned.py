@@ -182,7 +182,8 @@ class Finder(nn.Module):
         """What the decoder answers to learned prompts, to those that a person drew, or to both.
 
         Prompt i of `drawn` belongs to item i, and all have the same parts, as in every `PromptBatch`; its
-        `image_index` is not looked at.
+        `image_index` is not looked at. Once a localiser is trained, the object logit of what was learned is the mean of
+        that of the head and the highest of the map.
 
         Raises:
             SettingError: neither learned nor drawn prompts.
@@ -200,6 +201,9 @@ class Finder(nn.Module):
             places = items.at(some).image_index
             parts.append(self._answer(features[places], [level[places] for level in levels], sparse, dense))
         logits, ious, objects = (torch.cat(each) for each in zip(*parts, strict=True))
+        if learned is not None and isinstance(self.predictor, Localiser) and not self.training:
+            # The map knows best whether there is anything; the head learns from what the decoder sees, without it.
+            objects = (objects + learned.mask_logits.flatten(1).amax(dim=1)) / 2
         return Found(logits, ious, objects)
 
     def _embedded(

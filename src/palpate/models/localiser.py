@@ -7,7 +7,8 @@ A small convolutional network (ours; the papers' predictors are in `palpate.mode
     what is around                half of them; the same, with what was found at a quarter
     where it ends                 all of them; the same once, with what was found at half; a logit for each class
 
-The box of a class is the one around the heaviest connected part of its map above 0. Two things tell the decoder what is
+The box of a class is the one around the heaviest connected part of its map, as far as cells are not much less likely
+than the likeliest. Two things tell the decoder what is
 asked of it: tokens of each class, which do not depend on the image ("a ring, and not what is in it"), and marks on the
 box's corners ("a guess; nobody drew this").
 """
@@ -29,6 +30,10 @@ from palpate.models.prompt_predictor import BOX_TOKENS, Items, LearnedPrompts
 
 DILATIONS = ((1,), (1, 2, 4), (1, 2, 4))
 """Of the convolutions at full, half and quarter resolution; the last see 15 x 15 of 16 x 16 cells."""
+
+AS_LIKELY = 0.15
+"""How likely a cell must be, as a share of the likeliest, to belong to the box. Where several classes look alike none
+is likely, and a fixed bound would leave a crumb of each; and a box too large does less harm than one too small."""
 
 
 class Localiser(nn.Module):
@@ -134,17 +139,16 @@ class _Residual(nn.Module):
 def peak_boxes(
     maps: Float[Tensor, "item 1 row column"], points: Sequence[Float[Tensor, "_ 2"]] | None = None
 ) -> Float[Tensor, "item 4"]:
-    """The box around one connected part of each map above 0: corner and size in shares of the canvas.
+    """The box around one connected part of each map: corner and size in shares of the canvas.
 
-    It is the part on which most of an item's `points` lie (x, y in shares of the canvas), and else the heaviest. Where
-    nothing is above 0 it is the middle half of the canvas.
+    Parts are where the probability is at least `AS_LIKELY` times the highest. It is the part on which most of an item's
+    `points` lie (x, y in shares of the canvas), and else the heaviest, by how much its logits are above that.
     """
     found: list[list[float]] = []
-    for i, plane in enumerate(maps[:, 0].detach().float().cpu().numpy()):
+    for i, plane in enumerate(maps[:, 0].detach().double().cpu().numpy()):
+        least = np.log(AS_LIKELY) - np.logaddexp(0, -plane.max())  # the logarithm, so that nothing vanishes
+        plane = plane - (least - np.log1p(-np.exp(least)))
         labels, count = cast("tuple[np.ndarray, int]", ndimage.label(plane > 0))
-        if not count:
-            found.append([0.25, 0.25, 0.5, 0.5])
-            continue
         rows, columns = plane.shape
         weights = np.asarray(ndimage.sum_labels(plane, labels, range(1, count + 1)))
         if points is not None and len(points[i]):

@@ -135,7 +135,7 @@ class LearnRecipe(Section):
     present: Chance = 0.85
     loss: LearningLoss = Field(default_factory=lambda: LEARNING_LOSSES["dice+bce"])
     optimiser: OptimiserRecipe = USUAL["localiser"]["optimiser"]
-    steps: Annotated[int, Field(ge=1)] = 300
+    steps: Annotated[int, Field(ge=1)] = 250
     batch: Annotated[int, Field(ge=1)] = 2
     beside: Annotated[int, Field(ge=0)] = 3
     validate_every: Annotated[int, Field(ge=1)] = 50
