@@ -2,9 +2,6 @@
 
 The image encoder stays as it is, so every view of every image is encoded once and what is trained is small: a prompt
 predictor, and beside it the decoder, LoRA on it, or nothing. Wahd et al. 2024 (Sam2Rad, arXiv 2409.06821).
-
-What comes when follows from the seed: which class is asked for on which view, and which prompts a person is pretended
-to have drawn. Each item draws for itself; if neither learned nor drawn prompts come up, it is learned ones.
 """
 
 from __future__ import annotations
@@ -18,9 +15,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
 from palpate.datasets.case import Case, Region
 from palpate.errors import DatasetError
@@ -35,14 +31,12 @@ from palpate.models.learned import Found, LearnedCard, finder_for, read_card, sa
 from palpate.models.localiser import Localiser
 from palpate.models.prompt_predictor import Items, LearnedPrompts
 from palpate.models.promptable import ImageEmbedding
-from palpate.prompts.sampling import foreground_points
-from palpate.prompts.strategies import strategy
-from palpate.prompts.types import Box, Prompt
 from palpate.training.embedding import embed
 from palpate.training.engine import CHECKPOINT_SECONDS, train
 from palpate.training.items import NOTHING_THERE, judged_places, order_of
 from palpate.training.learn_data import asking, classes_of, described, few, shown
-from palpate.training.learn_recipe import LearnRecipe, MixRecipe
+from palpate.training.learn_items import LearningItem, LearningItems, Sought
+from palpate.training.learn_recipe import LearnRecipe
 from palpate.training.moving_weights import MovingWeights
 from palpate.training.overlays import draw_found
 from palpate.training.run_folder import RunFolder
@@ -68,29 +62,6 @@ class LearnedFrom:
     path: Path
     card: LearnedCard
     steps: int
-
-
-@dataclass(frozen=True, eq=False)
-class LearningItem:
-    """A class on a view, and how it is asked for.
-
-    `target` is the reference on the decoder's grid and `box` the tight box in shares of the canvas, both zero where the
-    class is absent; `judged` is where the target counts, None everywhere. `drawn` is what a person is pretended to have
-    drawn, None if nothing; `learned` says whether the predictor is asked as well, and `guess` the box (corner and size
-    in shares of the canvas) that stands for what a localiser will say. `beside` are further views, of which a localiser
-    learns and the decoder does not: it is cheap, and has more to learn.
-    """
-
-    scene: Scene
-    class_index: int
-    present: bool
-    target: Float32[np.ndarray, "row column"]
-    box: Float32[np.ndarray, "4"]
-    guess: Float32[np.ndarray, "4"]
-    learned: bool
-    drawn: CanvasPrompt | None
-    beside: tuple[Scene, ...] = ()
-    judged: Bool[np.ndarray, "row column"] | None = None
 
 
 def learn(
@@ -208,11 +179,11 @@ class _Learning:
         self.runtime = TorchRuntime(
             cast("Any", self.network), card.name, loaded.weights_hash, encoder_hash, card.prompts, fabric.device
         )
+        self.sought = Sought(self.classes, self.frame)
         self.cache = EmbeddingCache(order.cache, max_bytes=order.cache_bytes)
         self.settings: Mapping[str, Any] = self._settings()
         self._ordered: tuple[int, list[int]] = (-1, [])
         self._kept: dict[str, ImageEmbedding] = {}
-        self._cells: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def frame(self) -> Frame:
@@ -238,15 +209,14 @@ class _Learning:
         recipe, (train_cases, val_cases) = self.recipe, self._cases
         scenes = self._embedded(train_cases, tell, moved=True)
         # A part that is too small to be asked for is neither present nor absent; views of nothing else ask nothing.
-        self.scenes = [scene for scene in scenes if scene.regions or self._absent(scene)]
+        self.scenes = [scene for scene in scenes if scene.regions or self.sought.absent(scene)]
         val_scenes = self._embedded(val_cases, tell, moved=False)
         if not any(scene.regions for scene in self.scenes):
             raise DatasetError("no image shows any of the classes, or only parts that are too small; check --target")
         self._standardise()
-        self._boxes = [
-            _tight(scene.mask(region), self.frame) for scene in self.scenes for _, region in self._there(scene)
-        ]
-        pairs = [(scene, i) for scene in val_scenes for i, _ in self._there(scene)]
+        beside = recipe.beside if isinstance(self.finder.predictor, Localiser) else 0
+        self.items = LearningItems(self.scenes, self.sought, recipe, beside=beside)
+        pairs = [(scene, i) for scene in val_scenes for i, _ in self.sought.there(scene)]
         chosen = rng_for(recipe.seed, "validation").permutation(len(pairs))[: recipe.validated].tolist()
         self.validation = [pairs[i] for i in sorted(chosen)]
         self.data = described(train_cases, val_cases)
@@ -315,46 +285,15 @@ class _Learning:
             total, squares = total + cells.sum(axis=(1, 2)), squares + np.square(cells).sum(axis=(1, 2))
         mean = total / count
         with torch.no_grad():
-            shares = torch.stack([self._shares(scene)[0].mean(dim=(1, 2)) for scene in self.scenes]).mean(dim=0)
+            shares = torch.stack(
+                [self.sought.shares(scene, self.finder.decoder.grid_size)[0].mean(dim=(1, 2)) for scene in self.scenes]
+            ).mean(dim=0)
             assert predictor.out.bias is not None
             predictor.out.bias.copy_(shares.clamp(1e-4, 0.5).logit())
         views = self.recipe.data.views(self.recipe.seed, of_volume=False, classes=len(self.classes))
         predictor.placed.fill_(0.0 if views.mirrored else 1.0)
         predictor.mean.copy_(torch.from_numpy(mean))
         predictor.scale.copy_(torch.from_numpy(np.sqrt((squares / count - mean**2).clip(min=1e-12))))
-
-    def _shares(self, scene: Scene) -> tuple[Float[Tensor, "a_class row column"], Bool[Tensor, "a_class row column"]]:
-        """The share of each cell that each class covers, and whether that is known."""
-        if scene.key not in self._cells:
-            side, size = self.frame.mask_size, self.finder.decoder.grid_size
-            labels, regions = scene.labels, self._all(scene)
-            nothing = np.zeros((side, side), dtype=np.float32)
-            grids = [nothing if one is None else self.frame.target(one.mask(labels)) for one in regions]
-            shares = adaptive_avg_pool2d(torch.from_numpy(np.stack(grids)), (size, size))
-            counted = torch.tensor([one is not None for one in regions])[:, None, None].expand_as(shares).clone()
-            if scene.judged is not None:
-                unknown = torch.from_numpy(self.frame.target(~scene.judged))
-                counted &= adaptive_avg_pool2d(unknown[None], (size, size)) < 0.5
-            self._cells[scene.key] = shares, counted
-        return self._cells[scene.key]
-
-    def _all(self, scene: Scene) -> list[Region | None]:
-        """The classes as regions, in their order; None where the case cannot tell (see `asking`)."""
-        regions = {region.name: region for region in scene.case.regions}
-        return [regions.get(one.name) for one in self.classes]
-
-    def _absent(self, scene: Scene) -> list[int]:
-        """The classes of which nothing is on a view; none where some of it is not labelled, for there it may be."""
-        if scene.judged is not None:
-            return []
-        labels = scene.labels
-        regions = enumerate(self._all(scene))
-        return [i for i, region in regions if region is not None and not region.mask(labels).any()]
-
-    def _there(self, scene: Scene) -> list[tuple[int, Region]]:
-        """The classes on a view that are large enough to be asked for, as (class, region)."""
-        places = {one.name: i for i, one in enumerate(self.classes)}
-        return [(places[region.name], region) for region in scene.regions]
 
     def _features(self, scenes: Sequence[Scene]) -> tuple[Tensor, tuple[Tensor, ...]]:
         found = [self._embedding(scene) for scene in scenes]
@@ -388,41 +327,8 @@ class _Learning:
             self._ordered = (epoch, order)
         first = within * self.recipe.batch
         places = range(first + self.fabric.global_rank, first + self.recipe.batch, self.fabric.world_size)
-        items = [self._item(self.scenes[self._ordered[1][place]], epoch, place) for place in places]
+        items = [self.items.draw(self.scenes[self._ordered[1][place]], epoch, place) for place in places]
         return [Batch(items, [item.scene.name for item in items])]
-
-    def _item(self, scene: Scene, epoch: int, place: int) -> LearningItem:
-        recipe, mix = self.recipe, self.recipe.mix
-        rng = rng_for(recipe.seed, "item", epoch, place, scene.name)
-        there = self._there(scene)
-        absent = self._absent(scene)
-        count = recipe.beside if isinstance(self.finder.predictor, Localiser) else 0
-        beside = tuple(self.scenes[int(i)] for i in rng.integers(len(self.scenes), size=count))
-        is_there = bool(there) and (not absent or float(rng.random()) < recipe.present)
-        side = self.frame.mask_size
-        if not is_there:
-            chosen = absent[int(rng.integers(len(absent)))]
-            nothing = np.zeros((side, side), dtype=np.float32), np.zeros(4, dtype=np.float32)
-            # A box as others have: it is not to be told by its box that nothing is there.
-            some = self._boxes[int(rng.integers(len(self._boxes)))]
-            guess = _moved(some, mix.guess, rng=rng)
-            return LearningItem(scene, chosen, False, *nothing, guess, learned=True, drawn=None, beside=beside)
-        index, region = there[int(rng.integers(len(there)))]
-        mask = scene.mask(region)
-        drawn = _drawn(mask, mix, rng=rng)
-        tight = _tight(mask, self.frame)
-        return LearningItem(
-            scene=scene,
-            class_index=index,
-            present=True,
-            target=self.frame.target(mask),
-            box=tight,
-            guess=_moved(tight, mix.guess, rng=rng),
-            learned=bool(rng.random() < mix.learned) or not drawn,
-            drawn=self.frame.prompts(drawn, scene.shape) if drawn else None,
-            beside=beside,
-            judged=None if scene.judged is None else self.frame.target(~scene.judged) < 0.5,
-        )
 
     def losses(self, items: Sequence[LearningItem]) -> Float[Tensor, " item"]:
         self.finder.train()
@@ -455,7 +361,8 @@ class _Learning:
         if beside:
             with self.fabric.autocast():
                 maps = torch.cat([maps, cast("Localiser", self.finder.predictor).maps(self._features(beside)[0])])
-        cells = [self._shares(scene) for scene in (*(item.scene for item in items), *beside)]
+        size = self.finder.decoder.grid_size
+        cells = [self.sought.shares(scene, size) for scene in (*(item.scene for item in items), *beside)]
         shares, counted = (torch.stack(each).to(device) for each in zip(*cells, strict=True))
         of_maps = self.recipe.loss.of_maps(maps, shares, counted)
         # For each item the mean over its own view and those beside it, which have the same number for all.
@@ -523,7 +430,7 @@ class _Learning:
             for i in range(self.fabric.global_rank, len(self.validation), self.fabric.world_size):
                 heed()
                 scene, index = self.validation[i]
-                region = dict(self._there(scene))[index]
+                region = dict(self.sought.there(scene))[index]
                 found = self._found(scene, index)
                 judged = scene.judged
                 mine.append((i, dice(found if judged is None else found & judged, scene.mask(region))))
@@ -584,33 +491,6 @@ class _Learning:
 
     def read(self, record: Mapping[str, Any]) -> LearnedFrom:
         return LearnedFrom(self.folder.result, read_card(self.folder.result), int(record.get("steps", 0)))
-
-
-def _drawn(mask: Bool[np.ndarray, "row column"], mix: MixRecipe, *, rng: np.random.Generator) -> list[Prompt]:
-    """What a person is pretended to have drawn. Every draw is made, whatever comes of the others."""
-    box, points, rough = (rng.random(3) < (mix.box, mix.points, mix.mask)).tolist()
-    count = int(rng.integers(1, 4))
-    drawn: list[Prompt] = []
-    if box:
-        drawn += strategy("jitter").draw(mask, severity=mix.jitter, rng=rng)
-    if points:
-        drawn.append(foreground_points(mask, count=count, rng=rng))
-    if rough:
-        drawn += strategy("mask-rough").draw(mask, severity=0.0, rng=rng)
-    return [prompt.inside((mask.shape[0], mask.shape[1])) for prompt in drawn]
-
-
-def _tight(mask: Bool[np.ndarray, "row column"], frame: Frame) -> Float32[np.ndarray, "4"]:
-    box = frame.prompts((Box.around(mask),), (mask.shape[0], mask.shape[1])).box
-    assert box is not None
-    return box / np.float32(frame.size)
-
-
-def _moved(box: Float32[np.ndarray, "4"], by: float, *, rng: np.random.Generator) -> Float32[np.ndarray, "4"]:
-    """A box of corners as corner and size, each side moved by up to `by` of the box's length, within the canvas."""
-    size = np.tile(box[2:] - box[:2], 2)
-    corners = (box + size * rng.uniform(-by, by, 4)).clip(0, 1)
-    return np.concatenate([corners[:2], corners[2:] - corners[:2]]).astype(np.float32)
 
 
 def _flags(values: Sequence[bool], device: torch.device) -> Bool[Tensor, " item"]:
