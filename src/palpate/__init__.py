@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from palpate import datasets, errors, evaluation, images, metrics, prompts
     from palpate.errors import PalpateError
     from palpate.images.image import Image
+    from palpate.inference.loading import load
     from palpate.inference.segmentation import Segmentation
-    from palpate.inference.session import Session, load
+    from palpate.inference.session import Session
     from palpate.prompts.types import Box, MaskPrompt, Points, Scribble, Target
 
 __all__ = [
@@ -52,7 +53,7 @@ _HOME = {
     "Segmentation": "inference.segmentation",
     "Session": "inference.session",
     "Target": "prompts.types",
-    "load": "inference.session",
+    "load": "inference.loading",
 }
 
 

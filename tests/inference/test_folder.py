@@ -14,8 +14,9 @@ import trees
 from dicom_phantoms import save, series
 from fake_runtime import FakeFindingRuntime
 from palpate.errors import FormatError, OutputError, SettingError
-from palpate.inference import folder
-from palpate.inference.folder import COLUMNS, Choices, Entry, Result, Skipped, find_in, images_in
+from palpate.inference.folder import Choices, Result, find_in
+from palpate.inference.folder_images import Entry, Skipped, images_in
+from palpate.inference.folder_table import COLUMNS, Row
 from palpate.inference.session import Session
 from phantoms import column, picture, rectangle
 
@@ -104,11 +105,12 @@ class TestMasks:
         run(images, out, previews=tmp_path / "looks")
         assert {path.name for path in (tmp_path / "looks").iterdir()} == {"both.png", "grey.png", "ct.png"}
 
-    def test_each_image_is_encoded_once(self, images: Path, out: Path, tmp_path: Path) -> None:
+    def test_each_image_is_encoded_and_decoded_once(self, images: Path, out: Path, tmp_path: Path) -> None:
         runtime = FakeFindingRuntime()
         run(images, out, runtime, choices=Choices(per_class=True), previews=tmp_path / "looks")
         # Two pictures and five slices, of which the first and the last are the same.
         assert runtime.encodes == 2 + 2
+        assert len(runtime.asked) == 2 + 5
 
 
 class TestTheTable:
@@ -143,8 +145,8 @@ class TestTheTable:
         assert float(row["ml"]) == pytest.approx(3 * BRIGHT.sum() * mm3 / 1000, abs=1e-3)
 
     def test_of_what_is_absent_the_least_sure_comes_first(self, images: Path, out: Path) -> None:
-        sure, unsure = (folder.Row("a", "liver", 1, False, probability, 0.0, 0.0) for probability in (0.01, 0.4))
-        assert sorted([sure, unsure], key=folder.Row.place) == [unsure, sure]
+        sure, unsure = (Row("a", "liver", 1, False, probability, 0.0, 0.0) for probability in (0.01, 0.4))
+        assert sorted([sure, unsure], key=Row.place) == [unsure, sure]
 
 
 class Stopped(FakeFindingRuntime):

@@ -166,7 +166,7 @@ def predict(
         )
         _check_outputs(picture, targets, output, preview, every_slice=until_end or auto is not None)
 
-        from palpate.inference.session import load
+        from palpate.inference.loading import load
 
         session = load(model, device=device, weights=weights, adapter=adapter, auto=auto)
         mode = "manual" if auto is None else "autonomous" if by_itself else "semi-autonomous"

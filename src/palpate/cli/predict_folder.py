@@ -12,7 +12,8 @@ from palpate.cli.terminal import FAILURE, counting, say, say_json
 from palpate.errors import OutputError
 
 if TYPE_CHECKING:
-    from palpate.inference.folder import Result, Skipped
+    from palpate.inference.folder import Result
+    from palpate.inference.folder_images import Skipped
     from palpate.inference.session import Session
 
 _SHOWN = 5
@@ -54,7 +55,9 @@ def predict_folder(
         raise OutputError(
             f"each image gets a preview, and {previews.name} has the name of one picture; give --preview a folder"
         )
-    from palpate.inference.folder import SCORES, Choices, Entry, find_in, images_in
+    from palpate.inference.folder import Choices, find_in
+    from palpate.inference.folder_images import Entry, images_in
+    from palpate.inference.folder_table import SCORES
 
     choices = Choices(**look, volume_suffix=f".{mask_format.removeprefix('.')}")
     skipped: list[Skipped] = []
@@ -62,9 +65,9 @@ def predict_folder(
         entries = [Entry(image, image.resolve().name, series)]
     else:
         entries, skipped = images_in(image, leave_out=[output, *([previews] if previews else [])])
-    from palpate.inference import session
+    from palpate.inference import loading
 
-    ready = session.load(**load)
+    ready = loading.load(**load)
     with counting("segmenting", "images", enabled=not as_json) as advance:
         result = find_in(
             ready, entries, output, choices=choices, previews=previews, overwrite=overwrite, progress=advance

@@ -28,9 +28,10 @@ from palpate.evaluation.table import Presence, Row, Run, object_name, presence_c
 from palpate.images.formats import replacing
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.environment import environment
+from palpate.inference.loading import load
 from palpate.inference.processes import quick_memory, serve_parent
 from palpate.inference.runtimes import Runtime
-from palpate.inference.session import Session, load
+from palpate.inference.session import Session
 from palpate.models.promptable import LearnedClass
 
 

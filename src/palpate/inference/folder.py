@@ -11,13 +11,10 @@ missing: an image is done if its line is there, its masks are, and it has not ch
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,74 +23,15 @@ from palpate.images import read
 from palpate.images.formats import replacing, suffix_of
 from palpate.images.image import Image
 from palpate.images.intensity import parse_intensity
+from palpate.inference.folder_book import Book, make_folder
+from palpate.inference.folder_images import Entry
+from palpate.inference.folder_table import SCORES, Row, write_table
 from palpate.inference.runtimes import FindingRuntime
 from palpate.inference.segmentation import Segmentation, SegmentedObject
 from palpate.inference.session import Session
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha", ".npz", ".dcm")
 """What volumes and DICOM images may be written as. Pictures become PNG."""
-
-SCORES, _RUN, _DONE = "scores.csv", "run.json", "done.jsonl"
-
-_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An image of a folder: a file, or one series of a folder of DICOM files. `name` is what the table calls it."""
-
-    path: Path
-    name: str
-    series: str | None = None
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """What lies in the folder and is no image, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One class in one image, or an image that failed and why.
-
-    `present` says whether the mask has any pixel of the class; `pixels` counts them, voxels of a volume. `score` is
-    object probability x predicted IoU, 0 where it is not present. `output` is the mask's name in the output folder; it
-    is empty where a DICOM SEG would be, which cannot hold an empty mask.
-    """
-
-    image: str
-    class_name: str = ""
-    label: int | None = None
-    present: bool = False
-    object_probability: float | None = None
-    predicted_iou: float | None = None
-    score: float | None = None
-    pixels: int | None = None
-    ml: float | None = None
-    output: str = ""
-    error: str = ""
-
-    def place(self) -> tuple[bool, float, float, str, int]:
-        """Where it stands in the table: what failed, then by score; of what is absent, the least surely so first."""
-        return not self.error, self.score or 0.0, -(self.object_probability or 0.0), self.image, self.label or 0
-
-    def cells(self) -> dict[str, str]:
-        """It as a line of the table."""
-        numbers = {"object_probability": 4, "predicted_iou": 4, "score": 4, "ml": 3}
-        cells = {
-            name: "" if value is None else f"{value:.{numbers[name]}f}" if name in numbers else str(value)
-            for name, value in asdict(self).items()
-        }
-        cells["class"] = cells.pop("class_name")
-        cells["present"] = "" if self.error else "yes" if self.present else "no"
-        return {name: cells[name] for name in COLUMNS}
-
-
-COLUMNS = tuple("class" if one.name == "class_name" else one.name for one in fields(Row))
-"""Of scores.csv."""
 
 
 @dataclass(frozen=True)
@@ -135,94 +73,6 @@ class Result:
         return tuple(row for row in self.rows if row.error)
 
 
-def images_in(folder: Path, *, leave_out: Iterable[Path] = ()) -> tuple[list[Entry], list[Skipped]]:
-    """The images in a folder, by name, and what else lies there; hidden files and the paths to leave out are no matter.
-
-    Its sub-folders are not searched, but for DICOM: each series in one is an image. So is each series of DICOM files
-    in the folder itself, which may thus be a single image.
-
-    Raises:
-        FormatError: no such folder.
-    """
-    if not folder.is_dir():
-        raise FormatError(f"there is no folder {folder}")
-    ours = {path.resolve() for path in leave_out}
-    found: list[Entry] = []
-    skipped: list[Skipped] = []
-    loose: list[Path] = []
-    try:
-        lying_there = sorted(folder.iterdir())
-    except OSError as error:
-        raise FormatError(f"cannot look into {folder}: {error.strerror or error}") from error
-    for path in lying_there:
-        if path.name.startswith(".") or path.resolve() in ours:
-            continue
-        if path.is_dir():
-            inside = [item for item in sorted(path.rglob("*")) if not item.name.startswith(".") and _is_dicom(item)]
-            images, others = _by_series(path, inside, loose=False)
-            found += images
-            # Reports and the like beside the images of a series are no news.
-            skipped += [] if images else others or [Skipped(path.name, "a folder without DICOM images")]
-        elif _is_dicom(path):
-            loose.append(path)
-        elif suffix_of(path):
-            found.append(Entry(path, path.name))
-        else:
-            skipped.append(Skipped(path.name, "of no kind that palpate reads"))
-    images, others = _by_series(folder, loose, loose=True)
-    return sorted(found + images, key=lambda entry: entry.name), sorted(skipped + others, key=lambda one: one.name)
-
-
-def _is_dicom(path: Path) -> bool:
-    """Whether it is a file that is DICOM by its name, or, where its name says nothing, by its start."""
-    if not path.is_file():
-        return False
-    suffix = suffix_of(path)
-    if suffix:
-        return suffix in _DICOM_SUFFIXES
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:  # it may not be opened, so it will be told as a file of no kind
-        return False
-
-
-def _by_series(folder: Path, files: Sequence[Path], *, loose: bool) -> tuple[list[Entry], list[Skipped]]:
-    """DICOM files of a folder as images: a file that is alone in its series, or all files of a series.
-
-    Files that are `loose` lie beside others, and one of them is called by its own name rather than its folder's.
-    """
-    if not files:
-        return [], []
-    from palpate.images.formats.dicom import series_of  # it takes longer to import than most folders to list
-
-    groups: dict[str, list[Path]] = {}
-    skipped: list[Skipped] = []
-    images: list[Entry] = []
-    for path in files:
-        try:
-            series = series_of(path)
-        except InputError:  # reading it will say what is wrong
-            images.append(Entry(path, path.name if loose else f"{folder.name}_{path.name}"))
-            continue
-        if series is None:
-            skipped.append(Skipped(path.name, "DICOM, but not an image"))
-        else:
-            groups.setdefault(series, []).append(path)
-    name = folder.resolve().name
-    for series, members in groups.items():
-        one = members[0]
-        if len(members) == 1 and loose:
-            images.append(Entry(one, one.name))
-        elif len(groups) == 1:
-            images.append(Entry(one if len(members) == 1 else folder, name, series if len(members) > 1 else None))
-        elif len(members) == 1:
-            images.append(Entry(one, f"{name}_{one.name}"))
-        else:
-            images.append(Entry(folder, f"{name}_{series.rpartition('.')[2]}", series))
-    return images, skipped
-
-
 def find_in(
     session: Session,
     entries: Sequence[Entry],
@@ -258,11 +108,11 @@ def find_in(
     classes = _names_in_files(runtime) if choices.per_class else {}
     if len({f"{stem}_{name}".casefold() for stem in stems for name in classes.values()}) < len(stems) * len(classes):
         raise OutputError("the masks of two images and classes would have the same name; rename one of the images")
-    book = _Book(output, _settings(runtime, choices), overwrite=overwrite)
+    book = Book(output, _settings(runtime, choices), overwrite=overwrite)
     if previews is not None:
         if not overwrite:
             _check_pictures(previews, entries, stems, book)
-        _make(previews)
+        make_folder(previews)
     if not overwrite:
         book.check_owners(entries, stems)
     book.begin(entries, stems)
@@ -288,7 +138,7 @@ def find_in(
     finally:
         rows += book.rows_of_others({row.image for row in rows})
         rows.sort(key=Row.place)
-        _write_table(output / SCORES, rows)
+        write_table(output / SCORES, rows)
     return Result(tuple(rows), now, before)
 
 
@@ -304,7 +154,11 @@ def _segment(
     image = read(entry.path, series=entry.series)
     axis = choices.axis if image.is_volume else None
     session.set_image(image, modality=choices.modality, intensity=choices.intensity, axis=axis)
-    each = session.find_each(carry=choices.carry) if choices.per_class else (session.find(carry=choices.carry),)
+    if choices.per_class:
+        together, each = session.find_both(carry=choices.carry)
+    else:
+        together = session.find(carry=choices.carry)
+        each = (together,)
     suffix = _suffix(image, choices.volume_suffix)
     rows: list[Row] = []
     for found in each:
@@ -317,8 +171,7 @@ def _segment(
             _remove(path)  # what was found before the image changed
         rows += [_row(entry, item, path.name if writable else "") for item in found.objects]
     if previews is not None:
-        shown = each[0] if len(each) == 1 else session.find(carry=choices.carry)
-        write_preview(session, shown, previews / f"{stem.name}.png")
+        write_preview(session, together, previews / f"{stem.name}.png")
     return rows
 
 
@@ -432,7 +285,7 @@ def _check_previews(previews: Path, output: Path, entries: Sequence[Entry]) -> N
         )
 
 
-def _check_pictures(previews: Path, entries: Sequence[Entry], stems: Sequence[str], book: _Book) -> None:
+def _check_pictures(previews: Path, entries: Sequence[Entry], stems: Sequence[str], book: Book) -> None:
     """Refuse to replace a picture that no earlier run of this output has made."""
     for entry, stem in zip(entries, stems, strict=True):
         path = previews / f"{stem}.png"
@@ -441,184 +294,3 @@ def _check_pictures(previews: Path, entries: Sequence[Entry], stems: Sequence[st
                 f"{path} exists, and no preview of this image was made before; give another folder for previews, "
                 "or --overwrite to replace it"
             )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot make the folder {folder}: {error.strerror or error}; choose another place"
-        ) from error
-
-
-def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    with replacing(path, overwrite=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(row.cells() for row in rows)
-
-
-class _Book:
-    """What is done already, and what made it.
-
-    Raises:
-        OutputError: the folder holds something else, or what was made in another way; or it cannot be written.
-    """
-
-    def __init__(self, folder: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
-        self._folder, self._path, self._settings, self._overwrite = folder, folder / _DONE, settings, overwrite
-        there = _read_json(folder / _RUN)
-        if not overwrite and there is None and _holds_anything(folder):
-            raise OutputError(
-                f"{folder} holds other files; give a new folder, or --overwrite to replace those named like a mask"
-            )
-        before = None if there is None else there.get("settings")
-        if not overwrite and there is not None and before != settings:
-            differing = [name for name, value in settings.items() if (before or {}).get(name) != value]
-            raise OutputError(
-                f"the masks in {folder} were made in another way ({', '.join(differing) or 'by another palpate'}); "
-                "give another folder, or make them anew with --overwrite"
-            )
-        self._done: dict[str, dict[str, Any]] = {}
-        self._owners: dict[str, str] = {}  # the image by its masks' name, in small letters
-        if before == settings and self._path.is_file():
-            try:
-                lines = self._path.read_text(encoding="utf-8").splitlines()
-            except OSError as error:
-                raise OutputError(
-                    f"cannot read {self._path}: {error.strerror or error}; choose another place"
-                ) from error
-            for line in lines:
-                self._remember(line)
-
-    def begin(self, entries: Sequence[Entry], stems: Sequence[str]) -> None:
-        """Make the folder, and write down what its masks are made with. Nothing has been written before.
-
-        To overwrite is to forget that these images were done.
-        """
-        _make(self._folder)
-        if self._overwrite:
-            for entry, stem in zip(entries, stems, strict=True):
-                self._forget(entry.name, stem)
-            with replacing(self._path, overwrite=True) as temporary:
-                temporary.write_text("\n".join(map(json.dumps, self._done.values())), encoding="utf-8")
-        with replacing(self._folder / _RUN, overwrite=True) as temporary:
-            text = json.dumps({"version": 1, "settings": self._settings}, indent=2) + "\n"
-            temporary.write_text(text, encoding="utf-8")
-
-    def knows(self, entry: Entry) -> bool:
-        """Whether an image of that name was done here before, changed since or not."""
-        return entry.name in self._done
-
-    def _remember(self, line: str) -> None:
-        try:
-            entry = json.loads(line)
-            name, _, _ = entry["image"], entry["as_it_was"], [Row(**row) for row in entry["rows"]]
-        except (ValueError, KeyError, TypeError):
-            return  # the end of a line is missing where the machine went down: that image is done again
-        self._keep(name, entry)
-
-    def _keep(self, name: str, known: dict[str, Any]) -> None:
-        """An image that is done, in place of what had its name, or its masks' name."""
-        self._forget(name, known.get("stem"))
-        self._done[name] = known
-        if "stem" in known:
-            self._owners[known["stem"].casefold()] = name
-
-    def _forget(self, name: str, stem: str | None) -> None:
-        self._done.pop(name, None)
-        owner = None if stem is None else self._owner(stem)
-        if owner is not None:
-            del self._done[owner["image"]]
-
-    def _owner(self, stem: str) -> dict[str, Any] | None:
-        """The image whose masks are called so; it may have got another name for them since."""
-        known = self._done.get(self._owners.get(stem.casefold(), ""))
-        return known if known is not None and known.get("stem", "").casefold() == stem.casefold() else None
-
-    def rows_of(self, entry: Entry) -> list[Row] | None:
-        """The rows of an image that is done, or None."""
-        known = self._done.get(entry.name)
-        if known is None or known.get("place") not in (None, _place(entry)):
-            return None
-        if known["as_it_was"] != _as_it_is(entry, self._folder):
-            return None
-        return self._rows_there(known)
-
-    def rows_of_others(self, names: Collection[str]) -> list[Row]:
-        """The rows of all images that are done, but those of these names."""
-        others = [self._rows_there(known) for name, known in self._done.items() if name not in names]
-        return [row for rows in others for row in rows or ()]
-
-    def _rows_there(self, known: dict[str, Any]) -> list[Row] | None:
-        """The rows of an image, or None where one of its masks is gone."""
-        rows = [Row(**row) for row in known["rows"]]
-        there = all((self._folder / row.output).is_file() for row in rows if row.output)
-        return rows if there else None
-
-    def check_owners(self, entries: Sequence[Entry], stems: Sequence[str]) -> None:
-        """Refuse to replace the mask of an image that lies elsewhere."""
-        for entry, stem in zip(entries, stems, strict=True):
-            for owner in (self._owner(stem), self._done.get(entry.name)):
-                elsewhere = owner is not None and owner.get("place") not in (None, _place(entry))
-                if owner is not None and elsewhere and self._rows_there(owner):
-                    raise OutputError(
-                        f"{self._folder} has the mask of another image called {owner['image']}, which that of "
-                        f"{entry.path} would replace; give another folder, or --overwrite (also if it is the same "
-                        "image, moved)"
-                    )
-
-    def note(self, entry: Entry, stem: str, rows: Sequence[Row]) -> None:
-        """Write down that an image is done."""
-        line = {
-            "image": entry.name,
-            "place": _place(entry),
-            "stem": stem,
-            "as_it_was": _as_it_is(entry, self._folder),
-            "rows": [asdict(row) for row in rows],
-        }
-        self._keep(entry.name, line)
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                # A line of its own, also behind half of one.
-                file.write(("\n" if file.tell() else "") + json.dumps(line))
-        except OSError as error:
-            raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
-
-
-def _holds_anything(folder: Path) -> bool:
-    try:
-        return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
-    except OSError as error:
-        raise OutputError(f"cannot look into {folder}: {error.strerror or error}; choose another place") from error
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _place(entry: Entry) -> str:
-    """Where an image lies, in a form that tells nobody the names of folders."""
-    return hashlib.sha256(f"{entry.path.resolve()}|{entry.series or ''}".encode()).hexdigest()[:16]
-
-
-def _dicom_in(folder: Path, leave_out: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if not path.name.startswith(".") and leave_out not in path.resolve().parents and _is_dicom(path)
-    ]
-
-
-def _as_it_is(entry: Entry, output: Path) -> list[list[Any]]:
-    """By what an image is known to be unchanged: names, sizes and times of its files, of a folder the DICOM files.
-
-    A series' folder may hold the output as well, whose DICOM SEGs are no part of the image.
-    """
-    files = [entry.path] if entry.path.is_file() else _dicom_in(entry.path, output.resolve())
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

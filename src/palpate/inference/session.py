@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,7 +15,7 @@ from palpate.errors import PromptError, SettingError, UnsupportedPrompt
 from palpate.images.image import Image
 from palpate.images.intensity import Intensity, intensity_for, parse_intensity, to_uint8
 from palpate.images.modality import with_modality
-from palpate.images.slices import slice_back, slice_first, slice_letters, slice_name, slicing_axis
+from palpate.images.slices import slice_back, slice_first, slicing_axis
 from palpate.inference.batching import alike, batch_of
 from palpate.inference.box_search import Answer, best_box
 from palpate.inference.embedding_cache import EmbeddingCache
@@ -32,24 +31,16 @@ from palpate.inference.finding import (
     painted,
 )
 from palpate.inference.painting import Overlap, paint, score
-from palpate.inference.preview import LegendLine, Tile, draw
+from palpate.inference.preview_tiles import preview_of
 from palpate.inference.propagation import SliceMask, Track, doubtful_slices, propagate
 from palpate.inference.runtimes import FindingRuntime, Runtime
 from palpate.inference.segmentation import Provenance, Segmentation, SegmentedObject
-from palpate.models import DEFAULT
 from palpate.models.frame import CanvasPrompt
 from palpate.models.promptable import ImageEmbedding, PromptKind
 from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target
 
-if TYPE_CHECKING:
-    import torch
-
-    from palpate.models.adapters import AdapterCard
-
 Progress = Callable[[int, int], None]
 """Called with slices done and slices in all (each object's slices count on their own)."""
-
-_PREVIEW_TILES = 6
 
 _KINDS: dict[type[Prompt], PromptKind] = {Box: "box", Points: "points", Scribble: "scribble", MaskPrompt: "mask"}
 
@@ -448,16 +439,7 @@ class Session:
             raise PromptError(
                 "this segmentation is of another image, or cut along another axis; set that image again to draw it"
             )
-        labels = segmentation.labels[None] if scene.axis is None else slice_first(segmentation.labels, scene.axis)
-        targets = [target for item in segmentation.objects for target in item.targets]
-        tiles = [_tile(z, scene, labels[z], targets) for z in _shown_slices(segmentation)]
-        provenance = segmentation.provenance
-        legend = [
-            LegendLine(item.label, f"{item.name or f'label {item.label}'}: {_sureness(item)}")
-            for item in segmentation.objects
-        ]
-        modality = "modality unknown" if provenance.modality == "unknown" else provenance.modality
-        return draw(tiles, legend, caption=f"{modality}, {provenance.intensity}; {provenance.model}")
+        return preview_of(segmentation, scene.image, scene.slices)
 
     def _ready(self) -> _Scene:
         if self._scene is None:
@@ -582,86 +564,6 @@ class Session:
         )
 
 
-def load(
-    model: str | None = None,
-    *,
-    device: str = "auto",
-    weights: str | Path | None = None,
-    adapter: str | Path | None = None,
-    auto: str | Path | None = None,
-    cache: EmbeddingCache | None = None,
-) -> Session:
-    """A session on a model of the catalogue (`palpate models` lists them), or on an adapter file and its base model.
-
-    Without a `model` it is the base model of the `adapter` or of the learned prompts, if there are any, and else
-    `palpate.models.DEFAULT`. `device` is auto, cpu, cuda, cuda:N or mps. `weights` takes a checkpoint file of your own
-    instead of the known one, `adapter` what `palpate finetune` made, and `auto` what `palpate learn` made: such a
-    session finds its classes by itself (`Session.find`). `cache` keeps embeddings on disk; see
-    `palpate.inference.embedding_cache`.
-
-    Raises:
-        UnknownModel: no model of that name.
-        WeightsError: the weights are missing, changed or of another model; the message says which command gets them.
-        SettingError: a device that does not exist here, two adapters, or learned prompts with an adapter.
-    """
-    # torch takes seconds to import; `import palpate` must not.
-    from palpate.inference.runtimes.torch import TorchRuntime, choose_device
-    from palpate.models import catalogue
-    from palpate.models import weights as checkpoints
-    from palpate.models.adapters import read_card
-
-    own = None if weights is None else Path(weights)
-    if auto is not None:
-        if adapter is not None:
-            raise SettingError(
-                f"{auto} brings along what it changed in its base model, so no adapter goes on top; leave {adapter} out"
-            )
-        return _finding(Path(auto), model=model, device=choose_device(device), weights=own, cache=cache)
-    path = None if adapter is None else Path(adapter)
-    if model is not None and model.endswith(".safetensors"):
-        if path is not None:
-            raise SettingError(f"{model} is an adapter, and so is {path}; give one of them")
-        path, model = Path(model), None
-    made = None if path is None else read_card(path)
-    if made is not None:
-        card = catalogue.card(model or made.base)
-    else:
-        card = catalogue.card(model or DEFAULT)
-        if model is None and weights is not None:
-            card = card.origin  # whose checkpoint it may be; the default's own weights are in no file
-    chosen = choose_device(device)
-    loaded = checkpoints.load(card, weights=own, adapter=path, device=chosen)
-    name = card.name if made is None else f"{card.name} + {made.name}"
-    runtime = TorchRuntime(loaded.model, name, loaded.weights_hash, loaded.encoder_hash, loaded.prompts, chosen)
-    return Session(runtime, cache=cache, intensity=None if made is None else _trained_with(made))
-
-
-def _finding(
-    path: Path, *, model: str | None, device: torch.device, weights: Path | None, cache: EmbeddingCache | None
-) -> Session:
-    """A session on learned prompts and their base model."""
-    from palpate.inference.runtimes.torch import FindingTorchRuntime
-    from palpate.models import weights as checkpoints
-    from palpate.models.learned import read_card
-
-    card = read_card(path)
-    if model not in (None, card.base):
-        raise SettingError(f"{path} was learned on {card.base}, not on {model}; give --model {card.base}, or none")
-    loaded = checkpoints.load_learned(path, weights=weights, device=device)
-    assert loaded.finder is not None
-    runtime = FindingTorchRuntime(
-        loaded.model,
-        f"{card.base} + {card.name}",
-        loaded.weights_hash,
-        loaded.encoder_hash,
-        loaded.prompts,
-        device,
-        loaded.finder,
-        card.classes,
-    )
-    return Session(runtime, cache=cache, intensity=parse_intensity(card.intensity) if card.intensity else None)
-
-
 def _check_not_carried(carry: bool) -> None:
     if carry:
         raise SettingError(
@@ -674,22 +576,6 @@ def _is_a_lone_point(prompt: CanvasPrompt) -> bool:
     return prompt.box is None and prompt.mask is None and prompt.points is not None and len(prompt.points) == 1
 
 
-def _trained_with(made: AdapterCard) -> Intensity | None:
-    """The rule that an adapter's training images were shown by, if its recipe chose one."""
-    data = made.recipe.get("data")
-    name = cast("Mapping[str, object]", data).get("intensity") if isinstance(data, Mapping) else None
-    return parse_intensity(name) if isinstance(name, str) else None
-
-
-def _sureness(item: SegmentedObject) -> str:
-    """What a legend says of an object."""
-    if item.object_probability is None:
-        return f"predicted IoU {item.predicted_iou:.2f}"
-    if not item.voxels:
-        return f"not there (object probability {item.object_probability:.2f})"
-    return f"predicted IoU {item.predicted_iou:.2f}, object probability {item.object_probability:.2f}"
-
-
 def _listed(numbers: Sequence[int]) -> str:
     """Sorted whole numbers, runs written as `3..7`."""
     runs: list[list[int]] = []
@@ -699,49 +585,6 @@ def _listed(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
-
-
-def _shown_slices(segmentation: Segmentation) -> list[int]:
-    """The prompted slices, and where objects were carried through slices, as many of those as there is room for."""
-    prompted = sorted({target.z or 0 for item in segmentation.objects for target in item.targets})
-    if len(prompted) > _PREVIEW_TILES:
-        prompted = [prompted[i] for i in np.linspace(0, len(prompted) - 1, _PREVIEW_TILES).round().astype(int)]
-    carried = [
-        item.slices
-        for item in segmentation.objects
-        if item.slices
-        and (
-            segmentation.provenance.until_end
-            or segmentation.provenance.mode != "manual"
-            or any(target.z_range for target in item.targets)
-        )
-    ]
-    if not carried:
-        axis = segmentation.provenance.axis
-        return prompted or [0 if axis is None else segmentation.labels.shape[axis] // 2]
-    first = min([low for low, _ in carried] + prompted)
-    last = max([high for _, high in carried] + prompted)
-    spread = np.linspace(first, last, min(_PREVIEW_TILES, last - first + 1)).round().astype(int).tolist()
-    # The prompted slices are the ones to look at first; they take the place of their nearest neighbours.
-    for z in prompted:
-        if z not in spread:
-            spread[int(np.argmin([abs(z - other) if other not in prompted else np.inf for other in spread]))] = z
-    return sorted(spread)
-
-
-def _tile(z: int, scene: _Scene, labels: np.ndarray, targets: Sequence[Target]) -> Tile:
-    here = [target for target in targets if (target.z or 0) == z]
-    axis = scene.axis or 0  # a picture lies in the plane of the first two voxel axes
-    sizes = list(scene.image.geometry.spacing[::-1])
-    del sizes[axis]
-    return Tile(
-        scene.slices[z],
-        labels,
-        here,
-        title="" if scene.axis is None else f"{slice_name(scene.image, axis)} {z}",
-        pixel_size=(sizes[0], sizes[1]),
-        letters=slice_letters(scene.image, axis) if scene.image.knows_place else None,
-    )
 
 
 def _on_slice(points: Points, z: int | None) -> Points:

@@ -10,9 +10,9 @@ from pathlib import Path
 from palpate.datasets.case import Case
 from palpate.errors import DatasetError, PalpateError
 from palpate.inference.embedding_cache import EmbeddingCache
+from palpate.inference.loading import load
 from palpate.inference.processes import quick_memory, serve_parent
 from palpate.inference.runtimes import Runtime
-from palpate.inference.session import load
 from palpate.training.scenes import Scene, Views, sights_of
 
 Progress = Callable[[int, int], None]

@@ -1,0 +1,130 @@
+"""Which images a folder holds: the files that palpate reads, and each series of DICOM files as one image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from palpate.errors import FormatError, InputError
+from palpate.images.formats import suffix_of
+
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image of a folder: a file, or one series of a folder of DICOM files. `name` is what the table calls it."""
+
+    path: Path
+    name: str
+    series: str | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What lies in the folder and is no image, and why."""
+
+    name: str
+    reason: str
+
+
+def images_in(folder: Path, *, leave_out: Iterable[Path] = ()) -> tuple[list[Entry], list[Skipped]]:
+    """The images in a folder, by name, and what else lies there; hidden files and the paths to leave out are no matter.
+
+    Its sub-folders are not searched, but for DICOM: each series in one is an image. So is each series of DICOM files
+    in the folder itself, which may thus be a single image.
+
+    Raises:
+        FormatError: no such folder.
+    """
+    if not folder.is_dir():
+        raise FormatError(f"there is no folder {folder}")
+    ours = {path.resolve() for path in leave_out}
+    found: list[Entry] = []
+    skipped: list[Skipped] = []
+    loose: list[Path] = []
+    try:
+        lying_there = sorted(folder.iterdir())
+    except OSError as error:
+        raise FormatError(f"cannot look into {folder}: {error.strerror or error}") from error
+    for path in lying_there:
+        if path.name.startswith(".") or path.resolve() in ours:
+            continue
+        if path.is_dir():
+            images, others = _by_series(path, dicom_in(path), loose=False)
+            found += images
+            # Reports and the like beside the images of a series are no news.
+            skipped += [] if images else others or [Skipped(path.name, "a folder without DICOM images")]
+        elif _is_dicom(path):
+            loose.append(path)
+        elif suffix_of(path):
+            found.append(Entry(path, path.name))
+        else:
+            skipped.append(Skipped(path.name, "of no kind that palpate reads"))
+    images, others = _by_series(folder, loose, loose=True)
+    return sorted(found + images, key=lambda entry: entry.name), sorted(skipped + others, key=lambda one: one.name)
+
+
+def dicom_in(folder: Path, *, leave_out: Path | None = None) -> list[Path]:
+    """The DICOM files in a folder and those below it, without hidden ones and what lies in the folder to leave out.
+
+    `leave_out` is a path that was resolved.
+    """
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not path.name.startswith(".")
+        and (leave_out is None or leave_out not in path.resolve().parents)
+        and _is_dicom(path)
+    ]
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether it is a file that is DICOM by its name, or, where its name says nothing, by its start."""
+    if not path.is_file():
+        return False
+    suffix = suffix_of(path)
+    if suffix:
+        return suffix in _DICOM_SUFFIXES
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:  # it may not be opened, so it will be told as a file of no kind
+        return False
+
+
+def _by_series(folder: Path, files: Sequence[Path], *, loose: bool) -> tuple[list[Entry], list[Skipped]]:
+    """DICOM files of a folder as images: a file that is alone in its series, or all files of a series.
+
+    Files that are `loose` lie beside others, and one of them is called by its own name rather than its folder's.
+    """
+    if not files:
+        return [], []
+    from palpate.images.formats.dicom import series_of  # it takes longer to import than most folders to list
+
+    groups: dict[str, list[Path]] = {}
+    skipped: list[Skipped] = []
+    images: list[Entry] = []
+    for path in files:
+        try:
+            series = series_of(path)
+        except InputError:  # reading it will say what is wrong
+            images.append(Entry(path, path.name if loose else f"{folder.name}_{path.name}"))
+            continue
+        if series is None:
+            skipped.append(Skipped(path.name, "DICOM, but not an image"))
+        else:
+            groups.setdefault(series, []).append(path)
+    name = folder.resolve().name
+    for series, members in groups.items():
+        one = members[0]
+        if len(members) == 1 and loose:
+            images.append(Entry(one, one.name))
+        elif len(groups) == 1:
+            images.append(Entry(one if len(members) == 1 else folder, name, series if len(members) > 1 else None))
+        elif len(members) == 1:
+            images.append(Entry(one, f"{name}_{one.name}"))
+        else:
+            images.append(Entry(folder, f"{name}_{series.rpartition('.')[2]}", series))
+    return images, skipped
