@@ -12,6 +12,7 @@ from torch import nn
 import palpate
 import tiny_sam2
 from palpate.errors import SettingError, UnknownModel, WeightsError
+from palpate.images.intensity import Percentiles
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.models import adapters, catalogue, weights
 from palpate.models.adapters import AdapterCard, Trained
@@ -160,6 +161,16 @@ def test_images_are_shown_by_the_rule_they_were_learned_with(tiny: ModelCard, tm
         session_on(path).find().provenance.intensity
         != session_on(learned_file(tmp_path / "b.safetensors", tiny)).find().provenance.intensity
     )
+
+
+def test_an_image_that_does_not_say_what_it_is_is_what_was_learned_from(tiny: ModelCard, tmp_path: Path) -> None:
+    session = session_on(learned_file(tmp_path / "a.safetensors", tiny, modality="MR"))
+    values = np.arange(64 * 48, dtype=np.int16).reshape(64, 48)
+    session.set_image(palpate.Image(values))
+    made = session.find().provenance
+    assert (made.modality, made.intensity) == ("MR", str(Percentiles()))
+    session.set_image(palpate.Image(values, modality="CT", modality_origin="header"))
+    assert session.find().provenance.modality == "CT"
 
 
 class TestWhatIsRefused:

@@ -1,5 +1,6 @@
 """Which images prompts are learned from, and what is looked for in them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from palpate.datasets import Case, LabelledImage
 from palpate.datasets.case import Region
 from palpate.errors import DatasetError, SettingError
 from palpate.images import Image
-from palpate.training.learn_data import asking, classes_of, drawn, few
+from palpate.training.learn_data import asking, classes_of, drawn, few, one_modality
 from palpate.training.learn_recipe import LearnDataRecipe, parse_class
 
 
@@ -116,3 +117,10 @@ class TestValidation:
 def test_several_classes_are_not_mirrored_unless_it_is_said(said: bool | None, classes: int, wanted: bool) -> None:
     data = LearnDataRecipe(path="p", mirrored=said)
     assert data.views(0, of_volume=False, classes=classes).mirrored == wanted
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"), [(["MR", "MR"], "MR"), (["MR", "CT"], ""), (["MR", ""], ""), (["", ""], "")]
+)
+def test_images_are_of_one_modality_if_all_say_the_same(said: list[str], wanted: str) -> None:
+    assert one_modality([replace(case_of(f"case{i}", [1]), modality=name) for i, name in enumerate(said)]) == wanted

@@ -95,7 +95,8 @@ def _finding(
         loaded.finder,
         card.classes,
     )
-    return Session(runtime, cache=cache, intensity=parse_intensity(card.intensity) if card.intensity else None)
+    intensity = parse_intensity(card.intensity) if card.intensity else None
+    return Session(runtime, cache=cache, intensity=intensity, modality=card.modality or None)
 
 
 def _trained_with(made: AdapterCard) -> Intensity | None:

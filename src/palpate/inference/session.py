@@ -76,7 +76,8 @@ class Session:
 
     `memory_bytes` bounds the embeddings held in main memory; more go to a temporary file. With a `cache`, embeddings
     are looked up on disk before they are computed, and kept there for the next session. `intensity` is the rule that
-    images are shown by unless `set_image` is told another; without it, each image's own.
+    images are shown by unless `set_image` is told another; without it, each image's own. `modality` is what images are
+    whose files do not say.
 
     >>> import palpate
     >>> session = palpate.load("lite-medsam")                                    # doctest: +SKIP
@@ -91,10 +92,12 @@ class Session:
         memory_bytes: int = 2**30,
         cache: EmbeddingCache | None = None,
         intensity: Intensity | None = None,
+        modality: str | None = None,
     ) -> None:
         self.runtime = runtime
         self._cache = cache
         self._intensity = intensity
+        self._modality = modality
         self._embeddings = EmbeddingStore(memory_bytes=memory_bytes)
         self._scene: _Scene | None = None
 
@@ -121,6 +124,8 @@ class Session:
         if previous is None or previous.image.array is not image.array:
             self._embeddings.drop_spilled()  # a long row of volumes must not fill the disk
         image = with_modality(image, modality)
+        if image.modality == "unknown" and self._modality is not None:
+            image = with_modality(image, self._modality)
         if isinstance(intensity, str):
             intensity = parse_intensity(intensity)
         intensity = intensity or self._intensity or intensity_for(image)

@@ -51,10 +51,11 @@ _METADATA = "palpate_learned_prompts"
 class LearnedCard:
     """All that is known of learned prompts; it travels inside the file.
 
-    `base` is a model of the catalogue and `base_sha256`
-    the content hash of its weights. `trained` says what of the base model moved with the prompts; None: nothing.
-    `images` is how many labelled images they were learned from. `intensity` is the rule that images were shown by,
-    empty for each image's own. `data`, `licence`, `recipe` and `metrics` are for people, and for making it again.
+    `base` is a model of the catalogue and `base_sha256` the content hash of its weights. `trained` says what of the
+    base model moved with the prompts; None: nothing. `images` is how many labelled images they were learned from.
+    `intensity` is the rule that images were shown by, empty for each image's own, and `modality` what all of them were
+    said to be, empty where nobody said. `data`, `licence`, `recipe` and `metrics` are for people, and for making it
+    again.
     """
 
     name: str
@@ -66,6 +67,7 @@ class LearnedCard:
     trained: Trained | None
     images: int
     intensity: str = ""
+    modality: str = ""
     summary: str = ""
     data: str = ""
     licence: str = ""

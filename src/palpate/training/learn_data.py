@@ -167,3 +167,9 @@ def described(train: Sequence[Case], val: Sequence[Case]) -> str:
 def shown(cases: Sequence[Case]) -> str:
     """`10 images`."""
     return f"{len(cases)} image{'' if len(cases) == 1 else 's'}"
+
+
+def one_modality(cases: Sequence[Case]) -> str:
+    """What all these images are said to be, CT or MR or another; empty where they differ, or some do not say."""
+    said = {case.modality for case in cases}
+    return said.pop() if len(said) == 1 else ""

@@ -34,7 +34,7 @@ from palpate.models.promptable import ImageEmbedding
 from palpate.training.embedding import embed
 from palpate.training.engine import CHECKPOINT_SECONDS, train
 from palpate.training.items import NOTHING_THERE, judged_places, order_of
-from palpate.training.learn_data import asking, classes_of, described, few, shown
+from palpate.training.learn_data import asking, classes_of, described, few, one_modality, shown
 from palpate.training.learn_items import LearningItem, LearningItems, Sought
 from palpate.training.learn_recipe import LearnRecipe
 from palpate.training.moving_weights import MovingWeights
@@ -155,6 +155,7 @@ class _Learning:
             trained=recipe.trained,
             images=len(train_cases),
             intensity=recipe.data.intensity or "",
+            modality=one_modality(train_cases),
             summary=recipe.summary,
             licence=recipe.licence,
             seed=recipe.seed,
