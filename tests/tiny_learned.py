@@ -55,11 +55,10 @@ def learned_file(
 
 
 def say_there(finder: Finder, network: nn.Module, logit: float) -> None:
-    """Make every object logit about this. (SAM 2 has a head of its own, which nothing learned changes.)"""
-    if finder.object_head is not None:
-        last = finder.object_head.layers[-1]
-        assert isinstance(last, nn.Linear)
-        with torch.no_grad():
-            last.weight.mul_(1e-3)
-            assert last.bias is not None
-            last.bias.fill_(logit)
+    """Make every object logit about this."""
+    last = finder.object_head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight.mul_(1e-3)
+        assert last.bias is not None
+        last.bias.fill_(logit)

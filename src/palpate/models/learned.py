@@ -21,7 +21,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -113,10 +113,17 @@ class ObjectHead(nn.Module):
         first, second, last = self.layers
         return last(relu(second(relu(first(token)))))[:, 0]
 
+    def be_like(self, head: nn.Module) -> None:
+        """Take the weights of a SAM 2's own."""
+        names = ("proj_in", "layers.0", "proj_out")
+        for own, name in zip(self.layers, names, strict=True):
+            own.load_state_dict(head.get_submodule(name).state_dict())
+
 
 class Finder(nn.Module):
-    """What is learned beside the base model: the predictor, and for decoders without one an object token and head.
+    """What is learned beside the base model: the predictor, an object head, and for decoders without one its token.
 
+    The head of a SAM 2 begins as the decoder's own; it is a copy, so that it learns even where the decoder does not.
     `decoder` is the base model's `prompt_decoder`; it is used and not owned, so it is no part of this module's weights.
     """
 
@@ -126,11 +133,13 @@ class Finder(nn.Module):
         super().__init__()
         self.predictor = predictor
         channels = decoder.no_mask.shape[-1]
-        if isinstance(decoder, SamPromptDecoder):
-            self.object_token = nn.Parameter(torch.randn(1, channels) / channels**0.5)
-            self.object_head = ObjectHead(channels)
-        else:
-            self.object_token = self.object_head = None
+        token = (
+            nn.Parameter(torch.randn(1, channels) / channels**0.5) if isinstance(decoder, SamPromptDecoder) else None
+        )
+        self.object_token = token
+        self.object_head = ObjectHead(channels)
+        if not isinstance(decoder, SamPromptDecoder):
+            self.object_head.be_like(decoder.mask_decoder.pred_obj_score_head)
         self._decoder = (decoder,)  # in a tuple, so that torch does not take it for a part of this module
 
     @property
@@ -247,10 +256,13 @@ class Finder(nn.Module):
         decoder = self.decoder
         if isinstance(decoder, SamPromptDecoder):
             logits, ious, token = decoder.answer(cells, sparse, dense, first=self.object_token)
-            objects = cast("ObjectHead", self.object_head)(token)
+            assert token is not None
+            objects = self.object_head(token)
         else:
             with _first_mask_only(decoder):
-                logits, ious, objects = decoder.answer(cells, sparse, dense, levels=(levels[0], levels[1]))
+                logits, ious, objects = decoder.answer(
+                    cells, sparse, dense, levels=(levels[0], levels[1]), object_head=self.object_head
+                )
         return logits[:, 0], ious[:, 0], objects
 
 

@@ -28,7 +28,7 @@ A prompt becomes tokens as in SAM 2's own image predictor, where a box is two mo
 (The predictor puts corners before points. Tokens carry no number, so their order changes nothing.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -282,10 +282,14 @@ class Sam2PromptDecoder(nn.Module):
         *,
         levels: tuple[Float[Tensor, "object channel1 row1 column1"], Float[Tensor, "object channel0 row0 column0"]],
         multimask_output: bool = False,
+        object_head: Callable[[Tensor], Float[Tensor, " object"]] | None = None,
     ) -> tuple[
         Float[Tensor, "object mask mask_row mask_column"], Float[Tensor, "object mask"], Float[Tensor, " object"]
     ]:
-        """Logits, predicted IoU and object logits from embedded prompts, a person's or learned ones."""
+        """Logits, predicted IoU and object logits from embedded prompts, a person's or learned ones.
+
+        `object_head` makes object logits of the object tokens in the place of the decoder's own.
+        """
         decoder = self.mask_decoder
         own = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = own[None].expand(len(features), -1, -1)
@@ -307,6 +311,8 @@ class Sam2PromptDecoder(nn.Module):
         ious = decoder.iou_prediction_head(tokens[:, 1])[:, wanted]
         if fall_back and not multimask_output:
             logits, ious = _first_or_best(logits, ious)
+        if object_head is not None:
+            return logits, ious, object_head(tokens[:, 0])
         return logits, ious, decoder.pred_obj_score_head(tokens[:, 0])[:, 0]
 
     def _masks(
