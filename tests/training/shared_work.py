@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,14 @@ from palpate.training.devices import launched
 from palpate.training.interrupts import Interrupts
 
 
-def share(fabric: Any, *, folder: Path) -> tuple[int, Path]:
-    return fabric.world_size, folder
+@dataclass(frozen=True)
+class Shared:
+    processes: int
+    folder: Path
+
+
+def share(fabric: Any, *, folder: Path) -> Shared:
+    return Shared(fabric.world_size, folder)
 
 
 def fail_in_the_second(fabric: Any, *, folder: Path) -> None:
@@ -27,6 +34,12 @@ def fail_in_the_second(fabric: Any, *, folder: Path) -> None:
             raise SettingError("a window that does not exist")
         except SettingError as error:
             raise DatasetError("case 7 cannot be read:\nsee above") from error
+    fabric.barrier()
+
+
+def stumble_in_the_second(fabric: Any, *, folder: Path) -> None:
+    if fabric.global_rank == 1:
+        raise ZeroDivisionError("a mistake of ours")
     fabric.barrier()
 
 
@@ -62,7 +75,7 @@ def main() -> None:
     name, folder = sys.argv[1:]
     work = partial(globals()[name], folder=Path(folder))
     try:
-        launched(work, device="cpu", devices=2, nodes=1, precision="32-true")
+        launched(work, returns=type(None), device="cpu", devices=2, nodes=1, precision="32-true")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -77,7 +77,7 @@ class Line:
 
 def learned(run: Path, listener: Listener | None = None, **more: Any) -> dict[str, list[float]]:
     return train(
-        partial(Line, run=run, **more), precision="32-true", device="cpu", threads=1, listener=listener,
+        partial(Line, run=run, **more), returns=dict, precision="32-true", device="cpu", threads=1, listener=listener,
         checkpoint_seconds=0.0,
     )  # fmt: skip
 

@@ -3,13 +3,16 @@
 Processes that are started here leave Ctrl-C to the first process, which passes it on to each of them once, waits for
 what they save, and raises it then. A `PalpateError` of one of them ends all of them and is raised in the first. They
 end at once when the first process is killed.
+
+What they have to say comes back as JSON, and nothing is unpickled here. (How torch starts processes, and that it hands
+over text and printed tracebacks, is multiprocessing's own matter.)
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
-import pickle
 import signal
 import tempfile
 import threading
@@ -22,6 +25,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
+
+from palpate import errors
 from palpate.errors import PalpateError, SettingError
 from palpate.inference.runtimes.torch import choose_device
 
@@ -30,12 +36,22 @@ Result = TypeVar("Result")
 _SECONDS_FOR_THE_OTHERS = 60.0
 """How long the others may go on once one was interrupted: enough to save, and nobody waits for a lost one for ever."""
 
+_KINDS: dict[str, type[PalpateError | KeyboardInterrupt]] = {
+    **{name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, PalpateError)},
+    "KeyboardInterrupt": KeyboardInterrupt,
+}
+"""What a process may say that it was ended by; nothing else is made from what is read."""
 
-def launched(work: Callable[[Any], Result], *, device: str, devices: int, nodes: int, precision: str) -> Result:
+
+def launched(
+    work: Callable[[Any], Result], *, returns: type[Result], device: str, devices: int, nodes: int, precision: str
+) -> Result:
     """Do some work in as many processes as there are devices, and give the first one's result.
 
     Under torchrun the processes are there already and each does the work. Otherwise they are started here, for which
-    `work` must be picklable if there are several. A `PalpateError` of theirs is raised here.
+    `work` must be picklable if there are several. A `PalpateError` of theirs is raised here; a class of it that
+    `palpate.errors` does not have comes as the nearest one that it has. `returns` is the class of the result: of plain
+    values, paths and dataclasses of them, for it may come as JSON.
 
     Raises:
         SettingError: a device or a precision that does not exist here.
@@ -78,17 +94,15 @@ def launched(work: Callable[[Any], Result], *, device: str, devices: int, nodes:
         return work(fabric)
     if by_torchrun or nodes > 1:
         return fabric.launch(work)
-    return _spawned(fabric, work)
+    return _spawned(fabric, work, returns)
 
 
-def _spawned(fabric: Any, work: Callable[[Any], Result]) -> Result:
+def _spawned(fabric: Any, work: Callable[[Any], Result], returns: type[Result]) -> Result:
     """Do the work in processes started from here.
 
     How one of them ended is told in a folder: Fabric hands over the result of the first alone, torch ends the others
     only where one fails, and of an exception it keeps the printed traceback.
-
-    What is unpickled here and in `_told` was pickled a moment before by our own processes, which
-    multiprocessing pickles everything for anyway; the folder is open to this user alone and vanishes with the block.
+    The folder is open to this user alone and vanishes with the block.
     """
     from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
@@ -96,31 +110,31 @@ def _spawned(fabric: Any, work: Callable[[Any], Result]) -> Result:
     with tempfile.TemporaryDirectory(prefix="palpate-") as name:
         folder = Path(name)
         try:
-            packed = fabric.launch(partial(_packed, work=work, folder=folder))
+            result = fabric.launch(partial(_carried_out, work=work, returns=returns, folder=folder))
         except KeyboardInterrupt:
             _stop(set(multiprocessing.active_children()) - others, folder)
             raise
         except ProcessException as error:
-            told = _told(folder)
-            if told is None and isinstance(error, ProcessExitedException):
-                told = PalpateError(f"a process of several ended ({error}); memory may have run out")
-            raise told or error from None
-        if not packed:
-            raise _told(folder) or KeyboardInterrupt
-        return pickle.loads(packed)
+            ended_by = told(folder)
+            if ended_by is None and isinstance(error, ProcessExitedException):
+                ended_by = PalpateError(f"a process of several ended ({error}); memory may have run out")
+            raise ended_by or error from None
+        if not result:
+            raise KeyboardInterrupt
+        return from_json(result, returns)
 
 
-def _packed(fabric: Any, *, work: Callable[[Any], Any], folder: Path) -> bytes:
-    """The result as bytes, for Fabric would take it apart on its way and fail; empty after an interrupt."""
+def _carried_out(fabric: Any, *, work: Callable[[Any], Result], returns: type[Result], folder: Path) -> str:
+    """The result as JSON, for Fabric would take it apart on its way and fail; empty after an interrupt."""
     _follow_parent()
     with suppress(OSError):
         (folder / f"{fabric.global_rank}.begun").touch()
     try:
-        return pickle.dumps(work(fabric))
+        return to_json(work(fabric), returns)
     except (PalpateError, KeyboardInterrupt) as error:
-        _tell(folder, fabric.global_rank, error)
+        tell(folder, fabric.global_rank, error)
         if isinstance(error, KeyboardInterrupt):
-            return b""  # a failure would have torch end the others, and one of them may be saving
+            return ""  # a failure would have torch end the others, and one of them may be saving
         raise
 
 
@@ -157,14 +171,43 @@ def _stop(children: Collection[BaseProcess], folder: Path) -> None:
             child.join()
 
 
-def _tell(folder: Path, rank: int, error: BaseException) -> None:
+def to_json(result: Result, returns: type[Result]) -> str:
+    """A result on its way to the first process; see `launched` for what it may hold."""
+    # Not by pydantic's own JSON, which makes null of a number that is not finite.
+    return json.dumps(TypeAdapter(returns).dump_python(result), default=os.fspath)
+
+
+def from_json(text: str, returns: type[Result]) -> Result:
+    """The same result, in the first process."""
+    return TypeAdapter(returns).validate_python(json.loads(text))
+
+
+def tell(folder: Path, rank: int, error: PalpateError | KeyboardInterrupt) -> None:
+    """Leave word of what ended a process: RANK.ended, which is there whole or not at all."""
+    kind = next(kind.__name__ for kind in type(error).__mro__ if kind in _KINDS.values())
     half = folder / f"{rank}.part"
     with suppress(OSError):  # a full disk: torch's traceback has to do
-        half.write_bytes(pickle.dumps((time.time(), error)))
+        half.write_text(json.dumps({"time": time.time(), "kind": kind, "message": str(error)}), encoding="utf-8")
         half.replace(folder / f"{rank}.ended")
 
 
-def _told(folder: Path) -> BaseException | None:
-    """What ended the work: the first of what the processes told, for the others may have failed for want of it."""
-    told = [pickle.loads(path.read_bytes()) for path in folder.glob("*.ended")]
-    return min(told, key=lambda one: one[0])[1] if told else None
+def told(folder: Path) -> PalpateError | KeyboardInterrupt | None:
+    """What ended the work: the first of what the processes told, for the others may have failed for want of it.
+
+    Raises:
+        PalpateError: they told something, and all of it is damaged.
+    """
+    ends: list[tuple[float, PalpateError | KeyboardInterrupt]] = []
+    damage: Exception | None = None
+    for path in folder.glob("*.ended"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            ends.append((float(content["time"]), _KINDS[content["kind"]](content["message"])))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            damage = error
+    if damage is not None and not ends:
+        raise PalpateError(
+            f"a process of several failed, and what it left in {folder.parent} to say why is damaged; make room "
+            "there, or choose another folder with TMPDIR, and run it again"
+        ) from damage
+    return min(ends, key=lambda end: end[0])[1] if ends else None

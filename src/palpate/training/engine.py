@@ -62,6 +62,7 @@ class _Terms:
 def train(
     make: Callable[[Any], Task[Result]],
     *,
+    returns: type[Result],
     precision: str,
     device: str = "auto",
     devices: int = 1,
@@ -75,7 +76,8 @@ def train(
     """Carry out the task that `make` gives for a Fabric, in each process that shares the work; what came of it.
 
     A folder with an unfinished run of the same settings and data is taken up where it stopped; with a finished one,
-    nothing is left to do. With several processes `make` and `listener` must be picklable. `threads` is PyTorch's number
+    nothing is left to do. With several processes `make` and `listener` must be picklable, and what came of it comes
+    back as JSON: `returns` is its class, of plain values, paths and dataclasses of them. `threads` is PyTorch's number
     of CPU threads.
 
     Raises:
@@ -88,6 +90,7 @@ def train(
     terms = _Terms(command, overwrite, threads or torch.get_num_threads(), checkpoint_seconds)
     return launched(
         partial(_run, make=make, terms=terms, listener=listener),
+        returns=returns,
         device=device,
         devices=devices,
         nodes=nodes,

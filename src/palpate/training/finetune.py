@@ -114,6 +114,7 @@ def finetune(
     )
     return train(
         partial(_FineTuning, order=order),
+        returns=Finetuned,
         precision=recipe.precision,
         device=device,
         devices=devices,

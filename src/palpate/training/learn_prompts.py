@@ -104,6 +104,7 @@ def learn(
     )
     return train(
         partial(_Learning, order=order),
+        returns=LearnedFrom,
         precision=recipe.precision,
         device=device,
         devices=devices,
