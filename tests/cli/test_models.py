@@ -195,28 +195,10 @@ def test_the_average_of_one_by_half_is_a_small_file(palpate: Run, tiny: ModelCar
     assert (refused.status, "--overwrite" in refused.err) == (2, True)
 
 
-def test_with_looks_it_answers_beside_its_base_model(palpate: Run, tiny: ModelCard, tmp_path: Path) -> None:
-    one = other_adapter(tiny, tmp_path / "one.safetensors", Trained(parts=("decoder",)), by=0.5)
-    answer = palpate("models", "average", one, "-o", "beside.safetensors", "--looks", 2, "--json")
-    assert answer.status == 0, answer.err
-    loaded = weights.load("tiny", adapter=Path("beside.safetensors"))
-    before, instead = weights.load("tiny"), weights.load("tiny", adapter=one)
-    assert loaded.weights_hash == answer.json["weights_hash"]
-    assert len({each.weights_hash for each in (loaded, before, instead)}) == 3
-    assert loaded.encoder_hash == before.encoder_hash
-    assert loaded.prompts == before.prompts  # other prompts than boxes are not for it
-    told = [" ".join(line.split()) for line in palpate("models", "show", "beside.safetensors").out.splitlines()]
-    assert "looks answers beside the base model: 2 looks" in told
-    refused = palpate("models", "merge", "beside.safetensors", "-o", "whole.safetensors")
-    assert (refused.status, "no checkpoint has room for two decoders" in refused.err) == (2, True)
-    assert not Path("whole.safetensors").exists()
-
-
 def test_what_has_no_average_is_one_sentence(palpate: Run, tiny: ModelCard, tmp_path: Path) -> None:
     decoder = other_adapter(tiny, tmp_path / "a.safetensors", Trained(parts=("decoder",)), by=0.5)
     lora = other_adapter(tiny, tmp_path / "b.safetensors", Trained(parts=("lora",)), by=0.5)
     narrow = other_adapter(tiny, tmp_path / "c.safetensors", Trained(parts=("adapter",), width=4), by=0.5)
-    encoder = other_adapter(tiny, tmp_path / "f.safetensors", Trained(parts=("last-blocks",)), by=0.5)
     elsewhere = tmp_path / "d.safetensors"
     made = adapters.read(decoder)
     adapters.save(replace(made, card=replace(made.card, base_sha256="0" * 64)), elsewhere)
@@ -231,8 +213,6 @@ def test_what_has_no_average_is_one_sentence(palpate: Run, tiny: ModelCard, tmp_
         ((elsewhere,), 1, "give the checkpoint that it was trained from"),
         ((decoder, "--share", 1.5), 2, "0 (the base model) to 1 (their mean)"),
         ((tmp_path / "none.safetensors",), 1, "there is no file"),
-        ((decoder, "--looks", 17), 2, "looks must be 0 to 16"),
-        ((encoder, "--looks", 2), 2, "changed the image encoder"),
     ):
         answer = palpate("models", "average", *files, "-o", "out.safetensors")
         assert (answer.status, answer.err.count("\n")) == (status, 1), answer.err

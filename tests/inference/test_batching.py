@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 
 from palpate.inference.batching import alike, batch_of
@@ -22,12 +20,6 @@ BOX_AND_POINT = on_canvas(Box(0, 0, 3, 3), Points([(1, 1)]))
 def test_prompts_of_the_same_parts_go_together() -> None:
     groups = alike([BOX, POINT, OTHER_BOX, TWO_POINTS, MASK, POINT, BOX_AND_POINT])
     assert groups == [[0, 2], [1, 5], [3], [4], [6]]
-
-
-def test_boxes_that_were_drawn_and_boxes_that_were_computed_are_batches_of_their_own() -> None:
-    computed = replace(BOX, exact=True)
-    assert alike([BOX, computed, OTHER_BOX]) == [[0, 2], [1]]
-    assert [batch_of([each]).exact for each in (BOX, computed)] == [False, True]
 
 
 def test_none_make_no_batch() -> None:

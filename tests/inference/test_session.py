@@ -74,21 +74,6 @@ class TestEncodeOnceDecodeOften:
         )
         assert sorted(len(batch) for batch in on_picture.runtime.batches) == [1, 1, 1, 2]
 
-    def test_only_a_box_that_was_drawn_is_asked_about_as_one(self, on_volume: Session) -> None:
-        on_volume.predict(Box(0, 0, 30, 30, z=2), z_range=(1, 4))
-        assert [batch.exact for batch in on_volume.runtime.batches] == [False, True, True, True]
-        del on_volume.runtime.batches[:]
-        on_volume.predict(
-            MaskPrompt(LEFT, z=2), z_range=(2, 3)
-        )  # no box on the first slice, a computed one on the next
-        assert [batch.exact for batch in on_volume.runtime.batches] == [False, True]
-
-    def test_a_box_that_was_searched_for_is_not_a_drawn_one(self) -> None:
-        runtime = FakeRuntime(prompts=PromptSupport(trained=("box",), through_boxes=("points", "mask")))
-        on(Session(runtime), BOTH).predict(Points([(10, 12)]))
-        assert len(runtime.batches) > 1
-        assert all(batch.exact for batch in runtime.batches)
-
     def test_the_same_image_again_is_not_encoded_again(self, fake_session: Session) -> None:
         for pixels in (BOTH, np.rot90(BOTH).copy(), BOTH):
             on(fake_session, pixels)
