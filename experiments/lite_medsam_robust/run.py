@@ -64,13 +64,6 @@ BALANCED = [
     {"strategy": "expansion", "severity": [0.0, 0.3], "share": 6},
     {"strategy": "jitter", "severity": [0.0, 0.2], "share": 1},
 ]
-GROWING = [
-    {"strategy": "standard", "share": 2},
-    {"strategy": "shrink", "severity": [0.0, 0.3], "share": 5},
-    {"strategy": "jitter", "severity": [0.05, 0.25], "share": 5},
-    {"strategy": "expansion", "severity": [0.0, 0.25], "share": 1},
-]
-"""For a decoder that answers beside the released one, which knows tight and loose boxes."""
 SHORT = {"epochs": 3}
 REGIONS = {"data.path": "regions"}
 """Objects that nobody labelled, beside those of the data; see regions.py."""
@@ -98,7 +91,6 @@ ROADS: Mapping[str, Mapping[str, Any]] = {
     "tight-regions": {"prompts": TIGHT, **REGIONS, **SHORT},
     "tight-regions-variants": {"prompts": TIGHT, **REGIONS, **VARIANTS, **SHORT},
     "balanced-regions-variants": {"prompts": BALANCED, **REGIONS, **VARIANTS, "epochs": 4},
-    "growing-regions-variants": {"prompts": GROWING, **REGIONS, **VARIANTS, "epochs": 4},
     "tight-teacher-variants": {"prompts": TIGHT, "loss": TEACHER, **VARIANTS, **SHORT},
     "tight-teacher-views": {"prompts": TIGHT, "loss": TEACHER, **VIEWS, **SHORT},
     "teacher-alone": {"prompts": MIXTURE, "loss": {"teacher": 1.0}},
@@ -164,10 +156,8 @@ def unseen(data: Path, left_out: Sequence[str], splits: Sequence[str]) -> list[C
     ]
 
 
-def do(
-    job: Job, data: Path, out: Path, *, split: str, cases: int, shares: Sequence[float], looks: Sequence[int]
-) -> str:
-    """Train a road in a round, and measure it by shares of the way from the released model and numbers of looks."""
+def do(job: Job, data: Path, out: Path, *, split: str, cases: int, shares: Sequence[float]) -> str:
+    """Train a road in a round, and measure it, whole and by shares of the way from the released model."""
     cache = out / "embeddings"
     left_out = ROUNDS[job.round]
     splits = ("train", "val") if split == "choose" else (split,)
@@ -180,14 +170,12 @@ def do(
     else:
         parts = [_trained(job, data, out, left_out=left_out)]
     for share in shares:
-        for count in looks:
-            name = f"{job.name}-{share:g}" + (f"+{count}" if count else "")
-            adapter = parts[0]
-            if share != 1 or count or len(parts) > 1:
-                adapter = out / "runs" / f"{name}.safetensors"
-                average(parts, adapter, share=share, looks=count)
-            choice = ModelChoice(device="cpu", adapter=adapter, cache=cache)
-            evaluate(chosen, PLAN, out / split / name, model=choice, data=str(data), workers=1)
+        adapter = parts[0]
+        if share != 1 or len(parts) > 1:
+            adapter = out / "runs" / f"{job.name}-{share:g}.safetensors"
+            average(parts, adapter, share=share)
+        choice = ModelChoice(device="cpu", adapter=adapter, cache=cache)
+        evaluate(chosen, PLAN, out / split / f"{job.name}-{share:g}", model=choice, data=str(data), workers=1)
     return job.name
 
 
@@ -236,7 +224,7 @@ def head(*names: str) -> str:
 
 def table(out: Path, split: str) -> str:
     """All that was measured, a line a road, share and round; and the means over rounds."""
-    lines = [head("road", "share + looks", "round")]
+    lines = [head("road", "share", "round")]
     found: dict[tuple[str, str], list[list[float]]] = {}
     for folder in sorted((out / split).iterdir()):
         if not (folder / "results.csv").is_file():
@@ -287,14 +275,11 @@ def main() -> None:
     parser.add_argument(
         "--shares", nargs="*", type=float, help="of the way to the adapter; all, or one with --split test"
     )
-    parser.add_argument(
-        "--looks", nargs="*", type=int, default=[0], help="beside the released model, so many; 0 is in its place"
-    )
     parser.add_argument("--workers", type=int, default=1, help="jobs at a time, one thread each")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     given = parser.parse_args()
-    if given.split == "test" and (len(given.shares or ()) != 1 or len(given.looks) != 1):
-        parser.error("on test, what was chosen is reported: give one of --shares and one of --looks")
+    if given.split == "test" and len(given.shares or ()) != 1:
+        parser.error("on test, one road with one share is reported: give --shares with the one that was chosen")
     if not given.table:
         if any(ROADS.get(road, {}).get("data.path") == "regions" for road in given.roads):
             regions.write(given.data, given.out / "regions", cache=given.out / "embeddings")
@@ -311,7 +296,6 @@ def main() -> None:
                         split=given.split,
                         cases=given.cases,
                         shares=given.shares or SHARES,
-                        looks=given.looks,
                     )
                     for road in roads
                     for name in given.rounds

@@ -135,10 +135,6 @@ def average(
         Path | None, typer.Option(help="The base model's checkpoint, if it was not the released one.")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Round to float16: a file of half the size.")] = False,
-    looks: Annotated[
-        int,
-        typer.Option(help="Answer boxes beside the base model, growing them so many times, not in its place (0)."),
-    ] = 0,
     name: Annotated[str, typer.Option(help="What the card calls it (default: the file's name).")] = "",
     summary: Annotated[str, typer.Option(help="A line for the card: what it is for.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -158,7 +154,6 @@ def average(
             share=share,
             base_weights=weights,
             half=half,
-            looks=looks,
             name=name,
             summary=summary,
             command=shlex.join(["palpate", *command_line.get()]),
@@ -212,8 +207,7 @@ def _own_lines(card: AdapterCard | LearnedCard) -> list[tuple[str, str]]:
     from palpate.models.adapters import AdapterCard
 
     if isinstance(card, AdapterCard):
-        looks = f"answers beside the base model: {card.looks} looks" if card.looks else ""
-        return [("looks", looks), ("prompts", ", ".join(card.prompts)), *_sources(card)]
+        return [("prompts", ", ".join(card.prompts)), *_sources(card)]
     classes = ", ".join(one.name if one.name == str(one.value) else f"{one.name}={one.value}" for one in card.classes)
     return [("finds", classes), ("predictor", f"{card.variant}, {card.tokens} tokens a class")]
 

@@ -12,11 +12,11 @@ from palpate.models.promptable import PromptBatch
 
 
 def alike(prompts: Sequence[CanvasPrompt]) -> list[list[int]]:
-    """Indices of prompts that can share a batch: the same parts, as many points, and all exact or none."""
-    groups: dict[tuple[bool, int, bool, bool], list[int]] = defaultdict(list)
+    """Indices of prompts that can share a batch: the same parts, and as many points."""
+    groups: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
         points = 0 if prompt.points is None else len(prompt.points)
-        groups[prompt.box is not None, points, prompt.mask is not None, prompt.exact].append(i)
+        groups[prompt.box is not None, points, prompt.mask is not None].append(i)
     return list(groups.values())
 
 
@@ -34,5 +34,4 @@ def batch_of(prompts: Sequence[CanvasPrompt], *, image_index: Sequence[int] | No
         points=stacked("points"),
         point_labels=stacked("point_labels"),
         masks=stacked("mask"),
-        exact=prompts[0].exact,
     )

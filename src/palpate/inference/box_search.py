@@ -68,10 +68,10 @@ def best_box(asked: CanvasPrompt, decode: Decode, *, content: tuple[int, int]) -
     if not len(on_object):
         raise PromptError("all clicks lie beside the object; add one on it, or a box around it")
     squares = _squares(on_object, size)
-    answers = list(decode([CanvasPrompt(box=square, exact=True) for square in squares]))
+    answers = list(decode([CanvasPrompt(box=square) for square in squares]))
     tight = [box for answer in answers if (box := _box_around_marked(answer.logits > 0, marks, size)) is not None]
     candidates = squares + tight
-    answers += decode([CanvasPrompt(box=box, exact=True) for box in tight]) if tight else []
+    answers += decode([CanvasPrompt(box=box) for box in tight]) if tight else []
     scores = [(marks.satisfied_by(answer.logits > 0), answer.predicted_iou) for answer in answers]
     return candidates[scores.index(max(scores))]
 
@@ -79,9 +79,7 @@ def best_box(asked: CanvasPrompt, decode: Decode, *, content: tuple[int, int]) -
 def _nearest_agreeing(box: Box, marks: _Marks, decode: Decode, size: Box) -> Box:
     """The given box, or the one that satisfies more clicks and changes the mask least."""
     candidates = _variants(box, marks, size)
-    masks = [
-        answer.logits > 0 for answer in decode([CanvasPrompt(box=candidate, exact=True) for candidate in candidates])
-    ]
+    masks = [answer.logits > 0 for answer in decode([CanvasPrompt(box=candidate) for candidate in candidates])]
     given = masks[0]
 
     merits: list[tuple[float, float]] = []

@@ -144,7 +144,7 @@ def _prompt_for(track: Track, z: int, before: int, frame: Frame) -> CanvasPrompt
     if box is None and track.masks[track.start].area:
         # Clicks give no box to fall back to; the first slice's mask does.
         box = frame.box_around(track.masks[track.start].full(), margin=PROPAGATION_MARGIN)
-    return None if box is None else CanvasPrompt(box=box, exact=True)
+    return None if box is None else CanvasPrompt(box=box)
 
 
 def doubtful_slices(track: Track) -> list[int]:

@@ -510,7 +510,7 @@ class Session:
         if any(_KINDS[type(mark)] in self.runtime.prompts.through_boxes for mark in target.prompts):
             content = self.runtime.frame.content_shape(scene.shape)
             box = best_box(prompt, lambda prompts: self._answers(start, prompts), content=content)
-            prompt = CanvasPrompt(box=box, exact=True)
+            prompt = CanvasPrompt(box=box)
         return Track(prompt, start, first, last)
 
     def _embedding(self, z: int) -> ImageEmbedding:

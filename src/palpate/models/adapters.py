@@ -40,9 +40,6 @@ Targets = Literal["attention", "linear"]
 FORMAT = 1
 """Grows when an adapter file can no longer be read by an older palpate."""
 
-MOST_LOOKS = 16
-"""Each may be another pass of the decoder."""
-
 _METADATA = "palpate_adapter"
 _REPLACED, _LORA_A, _LORA_B, _DOWN, _UP = "replaced:", "lora_A:", "lora_B:", "down:", "up:"
 _ROLES, _BESIDE = (_REPLACED, _LORA_A, _LORA_B, _DOWN, _UP), (_DOWN, _UP)
@@ -113,12 +110,6 @@ class AdapterCard:
 
     `base` is a model of the catalogue and `base_sha256` the content hash of its weights. `prompts` are the kinds
     it was trained with. `data`, `licence`, `recipe` and `metrics` are for people, and for making it again.
-
-    With `looks` it does not take the place of the base model's weights but answers beside them, so many times; see
-    `palpate.models.forgiving`.
-
-    Raises:
-        SettingError: fewer looks than none, or more than anybody waits for.
     """
 
     name: str
@@ -134,11 +125,6 @@ class AdapterCard:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
-    looks: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.looks <= MOST_LOOKS:
-            raise SettingError(f"looks must be 0 to {MOST_LOOKS}, got {self.looks}")
 
 
 @dataclass(frozen=True, eq=False)

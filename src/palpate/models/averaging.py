@@ -9,7 +9,6 @@ arXiv 2109.01903). Unlike an ensemble's, the cost of the answer is that of one m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from palpate.errors import SettingError, WeightsError
-from palpate.models import adapters, forgiving, weights
+from palpate.models import adapters, weights
 from palpate.models.adapters import Adapter, AdapterCard
 from palpate.models.catalogue import card
 
@@ -29,7 +28,6 @@ def average(
     share: float = 1.0,
     base_weights: Path | None = None,
     half: bool = False,
-    looks: int = 0,
     name: str = "",
     summary: str = "",
     command: str = "",
@@ -39,15 +37,13 @@ def average(
 
     The result holds replaced weights only: LoRA is folded in before. It lies on the line from the base model (`share`
     0) to the plain mean of the adapters (1). `base_weights` is the base model's checkpoint, where it is not the
-    released one. `half` rounds to float16. With `looks` the result answers beside the base model, so many times,
-    instead of taking its place (see `palpate.models.forgiving`). The card keeps the recipes and metrics of all; it
-    claims no metrics for the average, which nobody has measured, and only the kinds of prompts that all were trained
-    with. A file at `output` is replaced.
+    released one. `half` rounds to float16. The card keeps the recipes and metrics of all; it claims no metrics for
+    the average, which nobody has measured, and only the kinds of prompts that all were trained with. A file at
+    `output` is replaced.
 
     Raises:
-        SettingError: no adapter is given, a share outside 0 to 1, a bottleneck, which has no middle, adapters that
-            trained different parts, or through different windows, or that answer beside their base model themselves; or
-            looks of one that changed the encoder, or too many of them.
+        SettingError: no adapter is given, a share outside 0 to 1, a bottleneck, which has no middle, or adapters that
+            trained different parts, or through different windows.
         WeightsError: an adapter or the base model is missing or damaged, or they do not belong together.
         OutputError: the file cannot be written.
     """
@@ -60,12 +56,6 @@ def average(
     for file, each in zip(files, made, strict=True):
         if not adapters.can_be_merged(each):
             raise SettingError(f"{file} has bottleneck layers (trained with `adapter`), which have no average")
-        if each.card.looks:
-            raise SettingError(f"{file} answers beside its base model; give the adapters that it was made of")
-        if looks and each.card.trained.moves_encoder:
-            raise SettingError(
-                f"{file} changed the image encoder, so it cannot answer beside its base model; leave looks out"
-            )
         if each.card.base != first.base or each.card.base_sha256 != first.base_sha256:
             raise WeightsError(f"{file} was made from other weights than {files[0]}; only those of one model average")
         if each.card.trained != first.trained:
@@ -79,16 +69,11 @@ def average(
         )
     network = cast("nn.Module", base.model)
     written = Adapter(
-        replace(
-            _card(
-                made, name=name or output.stem, summary=summary, share=share, command=command, versions=versions or {}
-            ),
-            looks=looks,
-        ),
+        _card(made, name=name or output.stem, summary=summary, share=share, command=command, versions=versions or {}),
         {f"replaced:{key}": tensor for key, tensor in _mean(network, made, share).items()},
     )
     adapters.save(written, output, half=half)
-    network = forgiving.put_on(network, adapters.read(output))
+    adapters.applied(network, adapters.read(output))
     return weights.network_hash(network, card(first.base))
 
 

@@ -28,7 +28,6 @@ class CanvasPrompt:
     points: Float32[np.ndarray, "point 2"] | None = None
     point_labels: Float32[np.ndarray, " point"] | None = None
     mask: Float32[np.ndarray, "1 row column"] | None = None
-    exact: bool = False
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,6 @@ class PromptBatch:
       shift to pixel centres happens in the prompt encoder and nowhere else.
     - `points` (object, point, 2) as x, y; `point_labels` (object, point): 1 on the object, 0 beside it.
     - `masks` (object, 1, 4 * row, 4 * column) of the embedding's grid: logits of a first guess.
-    - `exact`: the boxes were computed, from a mask or by a search, and not drawn; nobody's hand has slipped.
     """
 
     image_index: Array
@@ -56,7 +55,6 @@ class PromptBatch:
     points: Array | None = None
     point_labels: Array | None = None
     masks: Array | None = None
-    exact: bool = False
 
     def __len__(self) -> int:
         """The number of objects."""

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from palpate.errors import SettingError, WeightsError
 from palpate.images.formats import replacing
-from palpate.models import adapters, catalogue, forgiving
+from palpate.models import adapters, catalogue
 from palpate.models.catalogue import Adapted, ModelCard, card, home, stored
 from palpate.models.promptable import PromptableModel, PromptSupport, WeightsSource
 
@@ -95,10 +95,9 @@ def load(
     prompts = chosen.prompts
     if adapter is not None and made is not None:
         _check_base(made.card, chosen, found, adapter)
-        network = forgiving.put_on(network, made)
+        adapters.applied(network, made)
         found = network_hash(network, chosen)
-        if not made.card.looks:  # beside its base model it answers drawn boxes only
-            prompts = prompts.also_trained_with(made.card.prompts)
+        prompts = prompts.also_trained_with(made.card.prompts)
     network.to(device).eval()
     assert isinstance(network, PromptableModel)
     return Loaded(network, found, encoder_hash(network), prompts)
@@ -151,11 +150,6 @@ def merge(adapter: Path, output: Path, *, share: float = 1.0, weights: Path | No
         raise SettingError(
             f"{adapter} has bottleneck layers (trained with `adapter`), for which no released checkpoint has room; "
             "use it as it is with --adapter, or train lora instead"
-        )
-    if made.card.looks:
-        raise SettingError(
-            f"{adapter} answers beside its base model ({made.card.looks} looks), and no checkpoint has room for two "
-            "decoders; use it as it is with --adapter, or merge the adapter that it was made of"
         )
     chosen = card(made.card.base)
     loaded = load(chosen, weights=weights)
@@ -256,7 +250,7 @@ def _folded(chosen: ModelCard, made_from: Adapted) -> tuple[nn.Module, str]:
         raise WeightsError(
             f"{chosen.name} cannot be made of bottlenecks: it would be no {made_from.base.name} any more"
         )
-    network = forgiving.put_on(network, made)
+    adapters.applied(network, made)
     found = network_hash(network, chosen)
     if chosen.content_sha256 is not None and found != chosen.content_sha256:
         raise WeightsError(
@@ -267,12 +261,8 @@ def _folded(chosen: ModelCard, made_from: Adapted) -> tuple[nn.Module, str]:
 
 
 def network_hash(network: nn.Module, wanted: ModelCard) -> str:
-    """The `content_hash` of a network's weights under the names of the original release, as if read from a file.
-
-    Of a `Forgiving` network it covers both decoders and the number of looks.
-    """
-    state = wanted.restore(dict(forgiving.base_of(network).state_dict()))
-    return content_hash({**state, **forgiving.added_by(network)})
+    """The `content_hash` of a network's weights under the names of the original release, as if read from a file."""
+    return content_hash(wanted.restore(dict(network.state_dict())))
 
 
 def _check_base(made: "adapters.AdapterCard | LearnedCard", wanted: ModelCard, found: str, path: Path) -> None:
@@ -632,7 +622,6 @@ def encoder_hash(network: nn.Module) -> str:
 
     Embeddings are kept under this hash, and one without levels must not answer for one with them.
     """
-    network = forgiving.base_of(network)
     found = content_hash({n: t for n, t in network.state_dict().items() if not n.startswith("prompt_decoder.")})
     if getattr(network, "keep_levels", False):
         return hashlib.sha256(f"{found} with levels".encode()).hexdigest()

@@ -26,7 +26,6 @@ from palpate.inference.environment import environment
 from palpate.inference.runtimes.torch import TorchRuntime
 from palpate.metrics import dice
 from palpate.models import adapters, catalogue, weights
-from palpate.models.forgiving import require_one_decoder
 from palpate.models.frame import CanvasPrompt, Frame
 from palpate.models.learned import Found, LearnedCard, finder_for, read_card, save, tensors_of
 from palpate.models.localiser import Localiser
@@ -144,7 +143,6 @@ class _Learning:
         card = catalogue.card(recipe.model)
         loaded = weights.load(card, weights=None if recipe.weights is None else Path(recipe.weights))
         self.network = cast("nn.Module", loaded.model)
-        require_one_decoder(self.network, card.name)
         if recipe.variant == "high-res" and hasattr(self.network, "keep_levels"):
             self.network.keep_levels = True  # pyright: ignore[reportArgumentType]
         torch.manual_seed(recipe.seed)

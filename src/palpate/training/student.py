@@ -20,7 +20,7 @@ from palpate.errors import SettingError
 from palpate.inference.batching import alike, batch_of
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.runtimes.torch import TorchRuntime
-from palpate.models import adapters, catalogue, forgiving, weights
+from palpate.models import adapters, catalogue, weights
 from palpate.models.frame import CanvasPrompt, Frame
 from palpate.models.promptable import ImageEmbedding, PromptableModel
 from palpate.training.items import Item
@@ -167,7 +167,6 @@ def student(recipe: Recipe, cache: EmbeddingCache, device: torch.device) -> Stud
     own = None if recipe.weights is None else Path(recipe.weights)
     loaded = weights.load(card, weights=own, device=device)
     network = cast("nn.Module", loaded.model)
-    forgiving.require_one_decoder(network, card.name)
     # An encoder that does not move is shared with the base model.
     shared = {} if recipe.trained.moves_encoder else {id(e): e for e in [network.get_submodule("image_encoder")]}
     base = cast("PromptableModel", copy.deepcopy(network, shared))
