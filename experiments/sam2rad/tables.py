@@ -5,7 +5,8 @@
 A task's Dice is the mean over subjects of the mean over their objects and the slices that show them, then over draws:
 where nothing is there, nobody draws a box. How many of those were left empty, as they should be, has a column of its
 own, and the AUROC of the object score is of all slices. The tight box is that of the released model, whose rows every
-task has.
+task has. "Counted by all" is the mean that the summary of `palpate evaluate` prints: what is found where nothing is
+counts as Dice 0. A second table has the Dice of each class, and what was run stands below.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ class Measured:
     shots: str
     draw: int
     dice: dict[str, float]
+    by_class: dict[tuple[str, str], float]
+    """By protocol and class."""
+    by_all: float
+    """Of learned prompts, with the slices that do not show the class."""
+    made: dict[str, str]
     auroc: float
     present: int
     absent: int
@@ -51,15 +57,40 @@ def measured(folder: Path) -> Measured | None:
     names = dict.fromkeys(row.protocol for row in run.rows)
     shown = [row for row in run.rows if not math.isnan(row.area)]  # the share of the image that the object's box covers
     dice = {name: over_subjects(row for row in shown if row.protocol == name) for name in names}
+    by_class = {
+        (name, one): over_subjects(row for row in shown if row.protocol == name and row.object.partition("@")[0] == one)
+        for name in names
+        for one in sorted({row.object.partition("@")[0] for row in shown}, key=_as_number)
+    }
+    by_all = over_subjects(row for row in run.rows if row.protocol == "learned")
+    versions = run.record.get("versions", {})
+    made = {
+        "palpate": f"{versions.get('palpate')}, code {versions.get('code')}",
+        "torch": str(versions.get("torch")),
+        "weights": str(run.record.get("weights_hash"))[:12],
+    }
     lines = presence_summary(run.presence)
     # The last line is of all classes, where there are several.
     whole = lines[-1] if lines else None
-    if about == ["released"]:
-        return Measured(task, "released", "", 0, dice, math.nan, 0, 0, math.nan)
-    shots, draw, way = about
-    if whole is None:
-        return Measured(task, way, shots, int(draw), dice, math.nan, 0, 0, math.nan)
-    return Measured(task, way, shots, int(draw), dice, whole.auroc, whole.present, whole.absent, whole.denied)
+    shots, draw, way = about if about != ["released"] else ("", "0", "released")
+    return Measured(
+        task,
+        way,
+        shots,
+        int(draw),
+        dice=dice,
+        by_class=by_class,
+        by_all=by_all,
+        made=made,
+        auroc=math.nan if whole is None else whole.auroc,
+        present=0 if whole is None else whole.present,
+        absent=0 if whole is None else whole.absent,
+        denied=math.nan if whole is None else whole.denied,
+    )
+
+
+def _as_number(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdigit() else (10**9, name)
 
 
 def over_subjects(rows: Iterable[Row]) -> float:
@@ -74,28 +105,65 @@ def table(runs: Sequence[Measured], way: str, shots: str) -> list[str]:
     """One way of learning from so many images: a line a task, and their mean."""
     released = {run.task: run.dice["standard"] for run in runs if run.way == "released"}
     lines = [
-        f"| {shots} images, {way} | draws | learned | box + learned | tight box | learned / tight | AUROC | left "
-        "empty |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {shots} images, {way} | draws | learned | box + learned | tight box | learned / tight | counted by "
+        "all | AUROC | left empty |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    columns: list[tuple[float, float, float, float]] = []
+    columns: list[tuple[float, ...]] = []
     for task in TASKS:
         own = [run for run in runs if (run.task, run.way, run.shots) == (task, way, shots)]
         if not own or task not in released:
             continue
         learned, both = (float(np.mean([run.dice[name] for run in own])) for name in ("learned", "box+learned"))
         ratio = learned / released[task]
-        columns.append((learned, both, released[task], ratio))
+        by_all = float(np.mean([run.by_all for run in own])) / released[task]
+        columns.append((learned, both, released[task], ratio, by_all))
         spread = f" ({min(run.dice['learned'] for run in own):.3f} to {max(run.dice['learned'] for run in own):.3f})"
         area = float(np.mean([run.auroc for run in own]))
         denied = float(np.mean([run.denied for run in own]))
         empty = "n/a" if math.isnan(denied) else f"{100 * denied:.0f} %"
         seen = "n/a" if math.isnan(area) else f"{area:.2f} ({own[0].present} with, {own[0].absent} without)"
-        cells = (f"{learned:.3f}{spread}", f"{both:.3f}", f"{released[task]:.3f}", f"{ratio:.2f}", seen, empty)
+        cells = (
+            f"{learned:.3f}{spread}",
+            f"{both:.3f}",
+            f"{released[task]:.3f}",
+            f"{ratio:.2f}",
+            f"{by_all:.2f}",
+            seen,
+            empty,
+        )
         lines.append(f"| {task} | {len(own)} | {' | '.join(cells)} |")
     if columns:
         means = np.mean(columns, axis=0)
-        lines.append(f"| mean | | {means[0]:.3f} | {means[1]:.3f} | {means[2]:.3f} | {means[3]:.2f} | | |")
+        dice, ratios = (f"{mean:.3f}" for mean in means[:3]), (f"{mean:.2f}" for mean in means[3:])
+        lines.append(f"| mean | | {' | '.join(dice)} | {' | '.join(ratios)} | | |")
+    return lines
+
+
+def classes_table(runs: Sequence[Measured], way: str, shots: str) -> list[str]:
+    """The Dice of each class of the tasks that have several: mean over draws of learned prompts, and the tight box."""
+    lines = ["| task | class | learned | box + learned | tight box |", "|---|---|---:|---:|---:|"]
+    released = {run.task: run for run in runs if run.way == "released"}
+    for task in TASKS:
+        own = [run for run in runs if (run.task, run.way, run.shots) == (task, way, shots)]
+        names = [one for name, one in own[0].by_class if name == "learned"] if own else []
+        if len(names) < 2 or task not in released:
+            continue
+        for one in names:
+            values = [float(np.mean([run.by_class[name, one] for run in own])) for name in ("learned", "box+learned")]
+            values.append(released[task].by_class["standard", one])
+            lines.append(f"| {task} | {one} | {' | '.join(f'{value:.2f}' for value in values)} |")
+    return lines if len(lines) > 2 else []
+
+
+def provenance(runs: Sequence[Measured]) -> list[str]:
+    """What every run was made by: versions and weights."""
+    lines = ["| run | palpate | torch | weights |", "|---|---|---|---|"]
+    for run in runs:
+        name = " ".join(
+            str(part) for part in (run.task, run.way, run.shots, run.draw if run.shots else "") if part != ""
+        )
+        lines.append(f"| {name} | {run.made['palpate']} | {run.made['torch']} | {run.made['weights']} |")
     return lines
 
 
@@ -108,7 +176,8 @@ def main() -> None:
     folders = sorted(path for path in (given.out / given.split).iterdir() if path.is_dir())
     runs = [run for run in map(measured, folders) if run is not None]
     kinds = sorted({(run.way, run.shots) for run in runs if run.way != "released"}, key=str)
-    text = "\n\n".join("\n".join(table(runs, way, shots)) for way, shots in kinds) + "\n"
+    parts = [part for kind in kinds for part in (table(runs, *kind), classes_table(runs, *kind)) if part]
+    text = "\n\n".join("\n".join(part) for part in (*parts, provenance(runs))) + "\n"
     with replacing(given.out / "tables.md", overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
     buffer = io.StringIO()

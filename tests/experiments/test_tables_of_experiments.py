@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from palpate.evaluation.table import Row, results_csv
+from palpate.evaluation.table import Presence, Row, presence_csv, results_csv
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -147,3 +147,49 @@ class TestRoads:
     def test_rounds_leave_out_three_data_sets_each_and_never_the_same(self, roads: ModuleType) -> None:
         assert [len(names) for names in roads.ROUNDS.values()] == [3, 3]
         assert not set(roads.ROUNDS["a"]) & set(roads.ROUNDS["b"])
+
+
+class TestLearnedPrompts:
+    @pytest.fixture
+    def lines(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Two draws of the spine with two classes: slice 3 is without class 2, which one draw believes to be there."""
+        tables = loaded(EXPERIMENTS / "sam2rad" / "tables.py")
+        nan = float("nan")
+        tight = {"1": 0.8, "2": 0.6}
+        for draw, found in ((0, {"1": 0.7, "2": 0.3}), (1, {"1": 0.5, "2": 0.5})):
+            rows = [
+                row(subject="s", object=f"{name}@{z}", protocol=protocol, dice=dice + more)
+                for name, dice in found.items()
+                for z in (1, 2)
+                for protocol, more in (("learned", 0.0), ("box+learned", 0.2))
+            ]
+            believed = [row(subject="s", object="2@3", protocol="learned", dice=0.0, area=nan)] if draw else []
+            written(tmp_path / "test" / f"spine-10-{draw}-decoder-localiser", [*rows, *believed])
+            seen = [
+                Presence("ct", "s", "c", z, name, present=z != 3, object_probability=0.5, object_logit=x, pixels=n)
+                for z, name, x, n in ((1, "1", 1, 9), (1, "2", 1, 9), (3, "2", -1 + 2 * draw, 9 * draw))
+            ]
+            (tmp_path / "test" / f"spine-10-{draw}-decoder-localiser" / "presence.csv").write_text(presence_csv(seen))
+        rows = [row(subject="s", object=f"{name}@{z}", dice=dice) for name, dice in tight.items() for z in (1, 2)]
+        written(tmp_path / "test" / "spine-released", rows)
+        monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path)])
+        tables.main()
+        return (tmp_path / "tables.md").read_text().splitlines()
+
+    def test_slices_without_the_class_count_in_one_column_alone(self, lines: list[str]) -> None:
+        cells = next(line for line in lines if line.startswith("| spine | 2 |")).strip("| ").split(" | ")
+        # Both draws have a mean of 0.5, the tight box 0.7; counted by all, the second has a zero among five.
+        assert cells[2:7] == ["0.500 (0.500 to 0.500)", "0.700", "0.700", "0.71", "0.64"]
+        assert cells[8] == "50 %"
+
+    def test_each_class_has_its_line(self, lines: list[str]) -> None:
+        assert "| spine | 1 | 0.60 | 0.80 | 0.80 |" in lines
+        assert "| spine | 2 | 0.40 | 0.60 | 0.60 |" in lines
+
+    def test_every_run_says_what_made_it(self, lines: list[str]) -> None:
+        told = [line for line in lines if "code" in line and line.startswith("| spine")]
+        assert [line.split(" | ")[0] for line in told] == [
+            "| spine decoder-localiser 10 0",
+            "| spine decoder-localiser 10 1",
+            "| spine released",
+        ]
