@@ -64,7 +64,7 @@ def main() -> None:
         ("reading the images, loading the model", first["embedding"]),
         (f"encoding {encoded} views", last["embedding"] - first["embedding"]),
         ("means of the embeddings, and the first trial step", first["step"] - last["embedding"]),
-        (f"{recipe.steps} steps of {recipe.batch} items", last["step"] - first["step"]),
+        (f"{made.steps} steps of {recipe.batch} items", last["step"] - first["step"]),
         ("writing the file", whole - last["step"]),
         ("in all", whole),
     ]

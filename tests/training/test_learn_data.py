@@ -12,7 +12,7 @@ from palpate.datasets.case import Region
 from palpate.errors import DatasetError, SettingError
 from palpate.images import Image
 from palpate.training.learn_data import asking, classes_of, drawn, few, one_modality
-from palpate.training.learn_recipe import LearnDataRecipe, parse_class
+from palpate.training.learn_recipe import LearnDataRecipe, parse_class, usual_steps
 
 
 def case_of(name: str, values: list[int], regions: tuple[Region, ...] = (), subject: str = "") -> Case:
@@ -124,3 +124,8 @@ def test_several_classes_are_not_mirrored_unless_it_is_said(said: bool | None, c
 )
 def test_images_are_of_one_modality_if_all_say_the_same(said: list[str], wanted: str) -> None:
     assert one_modality([replace(case_of(f"case{i}", [1]), modality=name) for i, name in enumerate(said)]) == wanted
+
+
+@pytest.mark.parametrize(("images", "steps"), [(1, 250), (10, 250), (11, 275), (50, 1250), (80, 2000), (500, 2000)])
+def test_more_images_are_learned_from_for_longer(images: int, steps: int) -> None:
+    assert usual_steps(images) == steps

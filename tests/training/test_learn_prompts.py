@@ -14,6 +14,7 @@ import torch
 from palpate.errors import DatasetError, OutputError, SettingError
 from palpate.models import learned
 from palpate.models.weights import load
+from palpate.training import learn_prompts
 from palpate.training.learn_prompts import LearnedFrom, learn
 from palpate.training.learn_recipe import PEFT, LearnDataRecipe, LearnRecipe, MixRecipe
 from palpate.training.recipe import OptimiserRecipe
@@ -148,6 +149,13 @@ class TestWhatComesOfIt:
         made = learn(recipe(data, about={"val": ""}), tmp_path / "f.safetensors", device="cpu")
         assert made.steps == 4
         assert "val_dice" not in made.card.metrics or not made.card.metrics["val_dice"]
+
+    def test_how_long_it_learns_goes_by_how_many_images_there_are(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(learn_prompts, "usual_steps", lambda images: images // 2)
+        made = learn(recipe(data, about={"val": ""}, steps=None), tmp_path / "f.safetensors", device="cpu")
+        assert (made.card.images, made.steps, made.card.recipe["steps"]) == (6, 3, 3)
 
 
 class TestRepeating:

@@ -63,7 +63,7 @@ def learn(
     ] = None,
     loss: Annotated[str | None, typer.Option(help="dice+bce, paper or code.")] = None,
     rate: Annotated[float | None, typer.Option(help="The learning rate.")] = None,
-    steps: Annotated[int | None, typer.Option(help="How many steps.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps (default: 25 an image, 250 to 2000).")] = None,
     batch: Annotated[int | None, typer.Option(help="Items of a step: a class on an image.")] = None,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
     seed: Annotated[int | None, typer.Option(help="The number that all that is drawn follows from.")] = None,

@@ -36,7 +36,7 @@ from palpate.training.engine import CHECKPOINT_SECONDS, train
 from palpate.training.items import NOTHING_THERE, judged_places, order_of
 from palpate.training.learn_data import asking, classes_of, described, few, one_modality, shown
 from palpate.training.learn_items import LearningItem, LearningItems, Sought
-from palpate.training.learn_recipe import LearnRecipe
+from palpate.training.learn_recipe import LearnRecipe, usual_steps
 from palpate.training.moving_weights import MovingWeights
 from palpate.training.overlays import draw_found
 from palpate.training.run_folder import RunFolder
@@ -133,10 +133,11 @@ class _Learning:
     """The task; see `palpate.training.task`."""
 
     def __init__(self, fabric: Any, *, order: _Order) -> None:
-        self.fabric, self.order, self.recipe = fabric, order, order.recipe
-        recipe = self.recipe
+        self.fabric, self.order = fabric, order
         self.folder = RunFolder(order.folder, result=order.output)
-        train_cases, val_cases = order.cases or few(recipe.data, seed=recipe.seed)
+        train_cases, val_cases = order.cases or few(order.recipe.data, seed=order.recipe.seed)
+        self.steps = order.recipe.steps or usual_steps(len(train_cases))
+        self.recipe = recipe = order.recipe.model_copy(update={"steps": self.steps})
         self.classes = classes_of(recipe.data.targets, train_cases)
         self._cases = tuple(asking(cases, self.classes) for cases in (train_cases, val_cases))
 
@@ -222,10 +223,10 @@ class _Learning:
         chosen = rng_for(recipe.seed, "validation").permutation(len(pairs))[: recipe.validated].tolist()
         self.validation = [pairs[i] for i in sorted(chosen)]
         self.data = described(train_cases, val_cases)
-        self.steps_an_epoch = min(recipe.validate_every, recipe.steps)
+        self.steps_an_epoch = min(recipe.validate_every, self.steps)
         names = [f"{one.name}" for i, one in enumerate(self.classes) if any(c == i for _, c in self.validation)]
         self.plan = Plan(
-            epochs=-(-recipe.steps // self.steps_an_epoch),
+            epochs=-(-self.steps // self.steps_an_epoch),
             steps_an_epoch=self.steps_an_epoch,
             batch=recipe.batch,
             accumulate=1,
@@ -239,7 +240,7 @@ class _Learning:
             size=f"{len(self.scenes)} views of {shown(train_cases)}",
             unit="items",
             makes="learned prompts",
-            steps=recipe.steps,
+            steps=self.steps,
         )
         return self.plan
 

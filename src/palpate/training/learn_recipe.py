@@ -118,7 +118,8 @@ class LearnRecipe(Section):
       `decoder_rate` and `batch` go by the variant (`USUAL`).
     - An item is a class on an image; `present` is how likely one is asked for that is there, where there is a choice.
     - `beside` each item a localiser learns from so many further views, which the decoder does not see.
-    - `steps` of `batch` items; a validation comes after every `validate_every` steps.
+    - `steps` of `batch` items, without a number as many as `usual_steps` says; a validation comes after every
+      `validate_every` steps.
     """
 
     model: str = DEFAULT
@@ -135,7 +136,7 @@ class LearnRecipe(Section):
     present: Chance = 0.85
     loss: LearningLoss = Field(default_factory=lambda: LEARNING_LOSSES["dice+bce"])
     optimiser: OptimiserRecipe = USUAL["localiser"]["optimiser"]
-    steps: Annotated[int, Field(ge=1)] = 250
+    steps: Annotated[int, Field(ge=1)] | None = None
     batch: Annotated[int, Field(ge=1)] = 2
     beside: Annotated[int, Field(ge=0)] = 3
     validate_every: Annotated[int, Field(ge=1)] = 50
@@ -167,6 +168,17 @@ class LearnRecipe(Section):
     def described(self) -> dict[str, Any]:
         """The recipe as plain values, for records."""
         return self.model_dump(mode="json")
+
+
+def usual_steps(images: int) -> int:
+    """How many steps it takes to learn from so many images: 25 for each, but 250 at least and 2000 at most.
+
+    With 250 for thirty images of the spine each view is seen too seldom: its prompts were worse than those from ten.
+
+    >>> usual_steps(5), usual_steps(30), usual_steps(1000)
+    (250, 750, 2000)
+    """
+    return min(max(25 * images, 250), 2000)
 
 
 def parse_class(text: str) -> tuple[str, int | None]:
