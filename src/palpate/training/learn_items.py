@@ -53,7 +53,7 @@ class Sought:
 
     def __init__(self, classes: Sequence[LearnedClass], frame: Frame) -> None:
         self.classes, self.frame = classes, frame
-        self._shares: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._shares: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     def there(self, scene: Scene) -> list[tuple[int, Region]]:
         """The classes on a view that are large enough to be asked for, as (class, region)."""
@@ -72,7 +72,8 @@ class Sought:
         self, scene: Scene, size: int
     ) -> tuple[Float[Tensor, "a_class row column"], Bool[Tensor, "a_class row column"]]:
         """The share of each cell that each class covers, of `size` x `size` cells, and whether that is known."""
-        if (scene.key, size) not in self._shares:
+        known_as = (*scene.identity, size)  # not by the embedding: one image may come with several sets of labels
+        if known_as not in self._shares:
             side = self.frame.mask_size
             labels, regions = scene.labels, self._regions(scene)
             nothing = np.zeros((side, side), dtype=np.float32)
@@ -82,8 +83,8 @@ class Sought:
             if scene.judged is not None:
                 unknown = torch.from_numpy(self.frame.target(~scene.judged))
                 counted &= adaptive_avg_pool2d(unknown[None], (size, size)) < 0.5
-            self._shares[scene.key, size] = shares, counted
-        return self._shares[scene.key, size]
+            self._shares[known_as] = shares, counted
+        return self._shares[known_as]
 
     def _regions(self, scene: Scene) -> list[Region | None]:
         """The classes as regions, in their order; None where the case cannot tell (see `asking`)."""
