@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_runtime import FakeRuntime
 from palpate.datasets import Case, LabelledImage
 from palpate.errors import SettingError
 from palpate.images import Image
 from palpate.images.geometry import affine_from_spacing
+from palpate.images.image import Source
+from palpate.inference.session import Session
 from palpate.models.frame import Frame
 from palpate.training.scenes import CROP_SIDES, GAMMAS, Move, Sight, View, Views, rng_for, sights_of
 from phantoms import column, disk, rectangle
@@ -239,3 +242,17 @@ class TestWhereNothingIs:
         empty = case_of(tmp_path, np.arange(81, dtype=np.uint8).reshape(9, 9), np.zeros((9, 9), dtype=np.uint8))
         assert len(sights(empty, absent=0)) == 1
         assert not sights(empty)
+
+
+def test_what_is_trained_on_looks_like_what_a_session_shows(tmp_path: Path) -> None:
+    """A CT of which nobody says that it is one is known by its values: the window is the same on both sides."""
+    image = Image(
+        np.linspace(-1000, 1500, 2 * 16 * 16, dtype=np.float32).reshape(2, 16, 16),
+        affine_from_spacing((1.0, 1.0, 1.0)),
+        source=Source(tmp_path / "ct.nii.gz", "nifti"),
+    )
+    labels = np.ones((2, 16, 16), dtype=np.uint8)
+    case = Case("d", "s", "n", Path("i"), Path("l"), lambda _: LabelledImage(image, labels))
+    session = Session(FakeRuntime())
+    session.set_image(image)
+    assert np.array_equal(np.stack([sight.pixels for sight in sights(case)]), session.slices)

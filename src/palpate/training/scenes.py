@@ -21,6 +21,7 @@ from PIL import Image as Picture
 from palpate.datasets.case import Case, Region
 from palpate.errors import SettingError
 from palpate.images.intensity import intensity_for, parse_intensity, to_uint8
+from palpate.images.modality import with_modality
 from palpate.images.slices import slice_first, slicing_axis
 from palpate.inference.embeddings import embedding_key
 from palpate.models.frame import Frame
@@ -289,7 +290,7 @@ def sights_of(
         PalpateError: the case cannot be read.
     """
     labelled = case.read()
-    image = labelled.image
+    image = with_modality(labelled.image)  # as a session settles it: what is trained on looks like what is segmented
     axis = slicing_axis(image, None) if image.is_volume else None
     seen = to_uint8(image, parse_intensity(intensity) if intensity else intensity_for(image))
     pixels = seen[None] if axis is None else slice_first(seen, axis)
