@@ -12,7 +12,7 @@ from torch import nn
 import palpate
 import tiny_sam2
 from palpate.errors import SettingError, UnknownModel, WeightsError
-from palpate.images.intensity import Percentiles
+from palpate.images.intensity import AsIs, Percentiles
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.models import adapters, catalogue, weights
 from palpate.models.adapters import AdapterCard, Trained
@@ -171,6 +171,18 @@ def test_an_image_that_does_not_say_what_it_is_is_what_was_learned_from(tiny: Mo
     assert (made.modality, made.intensity) == ("MR", str(Percentiles()))
     session.set_image(palpate.Image(values, modality="CT", modality_origin="header"))
     assert session.find().provenance.modality == "CT"
+
+
+def test_a_picture_of_8_bits_is_shown_as_it_is_whatever_was_learned_from(tiny: ModelCard, tmp_path: Path) -> None:
+    session = session_on(learned_file(tmp_path / "a.safetensors", tiny, modality="MR"))
+    assert np.array_equal(session.slices[0], IMAGE.array)
+    assert session.find().provenance.intensity == str(AsIs())
+
+
+def test_what_was_learned_from_counts_more_than_a_guess(tiny: ModelCard, tmp_path: Path) -> None:
+    session = session_on(learned_file(tmp_path / "a.safetensors", tiny, modality="MR"))
+    session.set_image(palpate.Image(np.arange(-1000, 64 * 48 - 1000, dtype=np.int16).reshape(64, 48)))
+    assert session.find().provenance.modality == "MR"
 
 
 class TestWhatIsRefused:

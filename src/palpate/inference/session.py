@@ -77,7 +77,7 @@ class Session:
     `memory_bytes` bounds the embeddings held in main memory; more go to a temporary file. With a `cache`, embeddings
     are looked up on disk before they are computed, and kept there for the next session. `intensity` is the rule that
     images are shown by unless `set_image` is told another; without it, each image's own. `modality` is what images are
-    whose files do not say.
+    whose files do not say, but for colours and pictures of 8 bits, whose values are made for the eye.
 
     >>> import palpate
     >>> session = palpate.load("lite-medsam")                                    # doctest: +SKIP
@@ -123,9 +123,9 @@ class Session:
         previous, self._scene = self._scene, None  # if this image is refused, the last one must not answer for it
         if previous is None or previous.image.array is not image.array:
             self._embeddings.drop_spilled()  # a long row of volumes must not fill the disk
+        if image.modality == "unknown" and not _holds_display_values(image):
+            modality = modality or self._modality
         image = with_modality(image, modality)
-        if image.modality == "unknown" and self._modality is not None:
-            image = with_modality(image, self._modality)
         if isinstance(intensity, str):
             intensity = parse_intensity(intensity)
         intensity = intensity or self._intensity or intensity_for(image)
@@ -567,6 +567,14 @@ class Session:
             until_end=until_end,
             palpate_version=version("palpate"),
         )
+
+
+def _holds_display_values(image: Image) -> bool:
+    """Whether somebody has chosen the values for the eye: no scanner's rule applies to them, whatever the scanner.
+
+    Datasets go by the same when their cases say a modality, so images look as they did in training.
+    """
+    return image.colour or (image.array.dtype == np.uint8 and not image.is_volume)
 
 
 def _check_not_carried(carry: bool) -> None:
