@@ -145,6 +145,24 @@ class TestAFolder:
         assert len(answer.json["records"]) == 12
         assert Path("masks/p5_spleen.png").is_file()
 
+    @pytest.mark.parametrize(("options", "said"), [((), "command"), (("--overwrite",), "command without --overwrite")])
+    def test_an_interrupted_one_says_how_to_go_on(
+        self,
+        palpate: Run,
+        images: Path,
+        auto: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        options: tuple[str, ...],
+        said: str,
+    ) -> None:
+        def stop(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("palpate.inference.folder.find_in", stop)
+        answer = palpate("predict", images, "--auto", auto, "-o", "masks", *options)
+        assert answer.status == 130
+        assert f"the same {said} goes on with the rest" in answer.err
+
     def test_one_image_may_go_into_a_folder_as_well(self, palpate: Run, images: Path, auto: Path) -> None:
         assert palpate("predict", images / "p0.png", "--auto", auto, "-o", "masks").status == 0
         assert {path.name for path in Path("masks").iterdir()} == {"p0.png", "scores.csv", "run.json", "done.jsonl"}

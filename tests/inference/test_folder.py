@@ -15,6 +15,7 @@ from dicom_phantoms import save, series
 from fake_runtime import FakeFindingRuntime
 from palpate.errors import FormatError, OutputError, SettingError
 from palpate.inference.folder import Choices, Result, find_in
+from palpate.inference.folder_book import Book
 from palpate.inference.folder_images import Entry, Skipped, images_in
 from palpate.inference.folder_table import COLUMNS, Row
 from palpate.inference.session import Session
@@ -220,6 +221,24 @@ class TestGoingOn:
         assert run(images, out).now == 1
         assert run(images, out).now == 0
 
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_previews_that_were_drawn_before_an_interruption_are_not_in_the_way(
+        self, images: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+    ) -> None:
+        looks = tmp_path / "looks"
+        if overwrite:
+            run(images, out, previews=looks)
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Book, "note", stop)  # the preview is there, and the image not yet done
+            with pytest.raises(KeyboardInterrupt):
+                run(images, out, previews=looks, overwrite=overwrite)
+        assert (looks / "both.png").is_file()
+        assert run(images, out, previews=looks).now == 3
+
     def test_the_table_is_the_same_as_that_of_one_go(self, images: Path, out: Path, tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             run(images, out, Stopped())
@@ -285,6 +304,16 @@ class TestWhatIsInAFolder:
         (entry,), skipped = images_in(where)
         assert (entry.path, entry.name) == (where, "series")
         assert not skipped
+
+    def test_series_whose_uids_end_alike_have_names_of_their_own(self, tmp_path: Path, out: Path) -> None:
+        where = tmp_path / "exams" / "patient"
+        for number, uid in enumerate(("1.2.10.1", "1.2.20.1", "1.2.20.3")):
+            pixels = np.repeat(picture((BRIGHT, 255))[None], 2, axis=0).astype(np.int16)
+            for z, dataset in enumerate(series(pixels=pixels, SeriesInstanceUID=uid)):
+                save(dataset, where / f"{number}-{z}.dcm")
+        entries, _ = images_in(where.parent)
+        assert [entry.name for entry in entries] == ["patient_1.2.10.1", "patient_1.2.20.1", "patient_3"]
+        assert run(where.parent, out).failed == ()
 
     def test_series_in_folders_and_loose_files_are_images_each(self, tmp_path: Path, out: Path) -> None:
         where = tmp_path / "all"
@@ -366,7 +395,13 @@ class TestWhatIsRefused:
         assert not out.exists()
 
     @pytest.mark.parametrize(
-        ("wrong", "said"), [({"volume_suffix": ".jpg"}, "choose nii.gz"), ({"intensity": "odd"}, "odd")]
+        ("wrong", "said"),
+        [
+            ({"volume_suffix": ".jpg"}, "choose nii.gz"),
+            ({"intensity": "odd"}, "odd"),
+            ({"modality": "xray"}, "no modality 'xray'; choose one of CT"),
+            ({"axis": "w"}, "no axis 'w'; choose one of z"),
+        ],
     )
     def test_choices_that_do_not_exist(self, wrong: dict[str, str], said: str) -> None:
         with pytest.raises(SettingError, match=said):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,7 +128,8 @@ def predict(
     """
     is_drawn = any(mark is not None for mark in (box, point, scribble, mask, prompts))
     is_folder = auto is not None and predict_folder.is_folder(image, output)
-    with reporting_errors(as_json=as_json, kept=predict_folder.kept if is_folder else lambda: "nothing was written"):
+    kept = partial(predict_folder.kept, overwrite=overwrite) if is_folder else lambda: "nothing was written"
+    with reporting_errors(as_json=as_json, kept=kept):
         if auto is None and (carry or per_class):
             raise SettingError("--carry and --per-class are for what is found without a prompt; give --auto FILE")
         if mask_format is not None and not is_folder:

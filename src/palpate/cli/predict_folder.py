@@ -31,9 +31,10 @@ def is_folder(image: Path, output: Path | None) -> bool:
     return output.is_dir() or not suffix_of(output)
 
 
-def kept() -> str:
+def kept(*, overwrite: bool) -> str:
     """What an interruption leaves behind."""
-    return "the masks that are done are kept, and the same command goes on with the rest"
+    again = "the same command without --overwrite" if overwrite else "the same command"
+    return f"the masks that are done are kept, and {again} goes on with the rest"
 
 
 def predict_folder(

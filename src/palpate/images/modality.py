@@ -25,10 +25,7 @@ def with_modality(image: Image, modality: str | None = None) -> Image:
         SettingError: a modality that does not exist.
     """
     if modality is not None:
-        known = {name.lower(): name for name in MODALITIES}
-        if modality.lower() not in known:
-            raise SettingError(f"there is no modality {modality!r}; choose one of {', '.join(MODALITIES)}")
-        return replace(image, modality=known[modality.lower()], modality_origin="given")
+        return replace(image, modality=parse_modality(modality), modality_origin="given")
     if image.modality != "unknown":
         return image
     if image.colour:
@@ -36,3 +33,18 @@ def with_modality(image: Image, modality: str | None = None) -> Image:
     if image.array.dtype.kind in "if" and np.min(image.array) < _AIR_HU:
         return replace(image, modality=cast(Modality, "CT"), modality_origin="guessed")
     return image
+
+
+def parse_modality(text: str) -> Modality:
+    """A modality from its name, in upper or lower case.
+
+    >>> parse_modality("ct")
+    'CT'
+
+    Raises:
+        SettingError: a modality that does not exist.
+    """
+    known = {name.lower(): name for name in MODALITIES}
+    if text.lower() not in known:
+        raise SettingError(f"there is no modality {text!r}; choose one of {', '.join(MODALITIES)}")
+    return known[text.lower()]

@@ -26,13 +26,22 @@ def slicing_axis(image: Image, axis: str | None = None) -> int:
     """
     if axis is None:
         return _acquisition_axis(image)
+    check_axis(axis)
     if axis in ("z", "y", "x"):
         return ("z", "y", "x").index(axis)
-    if axis in AXES:
-        world = {"sagittal": 0, "coronal": 1, "axial": 2}[axis]
-        voxel = next(v for v, w in anatomical_axes(image.affine).items() if w == world)
-        return 2 - voxel
-    raise SettingError(f"there is no axis {axis!r}; choose one of {', '.join(AXES)}")
+    world = {"sagittal": 0, "coronal": 1, "axial": 2}[axis]
+    voxel = next(v for v, w in anatomical_axes(image.affine).items() if w == world)
+    return 2 - voxel
+
+
+def check_axis(axis: str) -> None:
+    """Refuse what is no axis, before any image is there.
+
+    Raises:
+        SettingError: an axis that does not exist.
+    """
+    if axis not in AXES:
+        raise SettingError(f"there is no axis {axis!r}; choose one of {', '.join(AXES)}")
 
 
 def slice_first(array: np.ndarray, axis: int) -> np.ndarray:

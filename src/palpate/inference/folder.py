@@ -3,7 +3,7 @@
     OUT/p1.png, OUT/ct.nii.gz      masks, named after their images; p1_liver.png, ... with one mask a class
     OUT/scores.csv                 a row for each class of each image, lowest score first; images that failed above them
     OUT/run.json                   what the masks are made with
-    OUT/done.jsonl                 a line for each image that is done
+    OUT/done.jsonl                 a line for each image that is done, and one that says which previews are ours
 
 An image that cannot be read does not stop the others. After an interruption the same call goes on with what is
 missing: an image is done if its line is there, its masks are, and it has not changed since.
@@ -23,6 +23,8 @@ from palpate.images import read
 from palpate.images.formats import replacing, suffix_of
 from palpate.images.image import Image
 from palpate.images.intensity import parse_intensity
+from palpate.images.modality import parse_modality
+from palpate.images.slices import check_axis
 from palpate.inference.folder_book import Book, make_folder
 from palpate.inference.folder_images import Entry
 from palpate.inference.folder_table import SCORES, Row, write_table
@@ -41,7 +43,7 @@ class Choices:
     `intensity` is the name of a rule. `axis` is for volumes alone.
 
     Raises:
-        SettingError: a rule or a kind of file that does not exist.
+        SettingError: a modality, a rule, an axis or a kind of file that does not exist.
     """
 
     modality: str | None = None
@@ -52,8 +54,13 @@ class Choices:
     volume_suffix: str = ".nii.gz"
 
     def __post_init__(self) -> None:
+        # Told once and before anything is written, not as the failure of every image.
+        if self.modality is not None:
+            parse_modality(self.modality)
         if self.intensity is not None:
             parse_intensity(self.intensity)
+        if self.axis is not None:
+            check_axis(self.axis)
         if self.volume_suffix not in VOLUME_SUFFIXES:
             known = ", ".join(suffix.removeprefix(".") for suffix in VOLUME_SUFFIXES)
             raise SettingError(f"masks cannot be written as {self.volume_suffix.removeprefix('.')!r}; choose {known}")
@@ -116,6 +123,8 @@ def find_in(
     if not overwrite:
         book.check_owners(entries, stems)
     book.begin(entries, stems)
+    if previews is not None:
+        book.note_previews([previews / f"{stem}.png" for stem in stems])
     rows: list[Row] = []
     now = before = 0
     try:
@@ -289,7 +298,7 @@ def _check_pictures(previews: Path, entries: Sequence[Entry], stems: Sequence[st
     """Refuse to replace a picture that no earlier run of this output has made."""
     for entry, stem in zip(entries, stems, strict=True):
         path = previews / f"{stem}.png"
-        if path.exists() and not book.knows(entry):
+        if path.exists() and not book.knows(entry) and not book.drew(path):
             raise OutputError(
                 f"{path} exists, and no preview of this image was made before; give another folder for previews, "
                 "or --overwrite to replace it"

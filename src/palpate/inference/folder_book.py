@@ -40,6 +40,7 @@ class Book:
             )
         self._done: dict[str, dict[str, Any]] = {}
         self._owners: dict[str, str] = {}  # the image by its masks' name, in small letters
+        self._previews: set[str] = set()
         if before == settings and self._path.is_file():
             try:
                 lines = self._path.read_text(encoding="utf-8").splitlines()
@@ -60,7 +61,9 @@ class Book:
             for entry, stem in zip(entries, stems, strict=True):
                 self._forget(entry.name, stem)
             with replacing(self._path, overwrite=True) as temporary:
-                temporary.write_text("\n".join(map(json.dumps, self._done.values())), encoding="utf-8")
+                ours = [{"previews": sorted(self._previews)}] if self._previews else []
+                lines = [*self._done.values(), *ours]
+                temporary.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
         with replacing(self._folder / _RUN, overwrite=True) as temporary:
             text = json.dumps({"version": 1, "settings": self._settings}, indent=2) + "\n"
             temporary.write_text(text, encoding="utf-8")
@@ -69,9 +72,23 @@ class Book:
         """Whether an image of that name was done here before, changed since or not."""
         return entry.name in self._done
 
+    def drew(self, preview: Path) -> bool:
+        """Whether a preview of this place is ours: an earlier call found it free, or was told to replace it."""
+        return _hidden(preview) in self._previews
+
+    def note_previews(self, previews: Sequence[Path]) -> None:
+        """Write down, before any is drawn, that these previews are ours; an interruption may come at any moment."""
+        new = sorted({_hidden(path) for path in previews} - self._previews)
+        if new:
+            self._append({"previews": new})
+            self._previews.update(new)
+
     def _remember(self, line: str) -> None:
         try:
             entry = json.loads(line)
+            if "previews" in entry:
+                self._previews.update(entry["previews"])
+                return
             name, _, _ = entry["image"], entry["as_it_was"], [Row(**row) for row in entry["rows"]]
         except (ValueError, KeyError, TypeError):
             return  # the end of a line is missing where the machine went down: that image is done again
@@ -137,6 +154,9 @@ class Book:
             "rows": [asdict(row) for row in rows],
         }
         self._keep(entry.name, line)
+        self._append(line)
+
+    def _append(self, line: dict[str, Any]) -> None:
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 # A line of its own, also behind half of one.
@@ -176,7 +196,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _place(entry: Entry) -> str:
     """Where an image lies, in a form that tells nobody the names of folders."""
-    return hashlib.sha256(f"{entry.path.resolve()}|{entry.series or ''}".encode()).hexdigest()[:16]
+    return _hidden(entry.path, entry.series or "")
+
+
+def _hidden(path: Path, series: str = "") -> str:
+    return hashlib.sha256(f"{path.resolve()}|{series}".encode()).hexdigest()[:16]
 
 
 def _as_it_is(entry: Entry, output: Path) -> list[list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,7 @@ def _by_series(folder: Path, files: Sequence[Path], *, loose: bool) -> tuple[lis
         else:
             groups.setdefault(series, []).append(path)
     name = folder.resolve().name
+    ends = Counter(series.rpartition(".")[2] for series in groups)
     for series, members in groups.items():
         one = members[0]
         if len(members) == 1 and loose:
@@ -126,5 +128,6 @@ def _by_series(folder: Path, files: Sequence[Path], *, loose: bool) -> tuple[lis
         elif len(members) == 1:
             images.append(Entry(one, f"{name}_{one.name}"))
         else:
-            images.append(Entry(folder, f"{name}_{series.rpartition('.')[2]}", series))
+            end = series.rpartition(".")[2]
+            images.append(Entry(folder, f"{name}_{end if ends[end] == 1 else series}", series))
     return images, skipped
