@@ -85,3 +85,10 @@ def test_it_looks_at_where_cells_lie_only_if_it_was_trained_so() -> None:
     assert localiser.maps(everywhere_alike).std(dim=(2, 3)).max().item() > 0.01
     localiser.placed.fill_(0.0)
     assert localiser.maps(everywhere_alike).std(dim=(2, 3)).max().item() < 1e-5
+
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="no Apple GPU, which has no double precision")
+def test_boxes_come_from_any_device() -> None:
+    maps = torch.full((1, 1, 8, 8), -9.0, device="mps")
+    maps[0, 0, 2:4, 4:8] = 1.0
+    assert peak_boxes(maps).tolist() == [[0.5, 0.25, 0.5, 0.25]]

@@ -145,7 +145,7 @@ def peak_boxes(
     `points` lie (x, y in shares of the canvas), and else the heaviest, by how much its logits are above that.
     """
     found: list[list[float]] = []
-    for i, plane in enumerate(maps[:, 0].detach().double().cpu().numpy()):
+    for i, plane in enumerate(maps[:, 0].detach().cpu().double().numpy()):
         least = np.log(AS_LIKELY) - np.logaddexp(0, -plane.max())  # the logarithm, so that nothing vanishes
         plane = plane - (least - np.log1p(-np.exp(least)))
         labels, count = cast("tuple[np.ndarray, int]", ndimage.label(plane > 0))
