@@ -44,7 +44,7 @@ def parse_modality(text: str) -> Modality:
     Raises:
         SettingError: a modality that does not exist.
     """
-    known = {name.lower(): name for name in MODALITIES}
+    known: dict[str, Modality] = {name.lower(): name for name in MODALITIES}
     if text.lower() not in known:
         raise SettingError(f"there is no modality {text!r}; choose one of {', '.join(MODALITIES)}")
     return known[text.lower()]
