@@ -1,5 +1,7 @@
 """Where things are, on a map; and the box that follows from it."""
 
+import math
+
 import pytest
 import torch
 
@@ -59,6 +61,11 @@ def test_the_box_holds_what_is_nearly_as_likely_as_the_likeliest_place(height: f
     maps[0, 0, 2:4, 4:8] = height - 1.0
     maps[0, 0, 2, 5] = height
     assert peak_boxes(maps).tolist() == [[0.5, 0.25, 0.5, 0.25]]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_where_training_went_wrong_the_box_is_the_whole_canvas(wrong: float) -> None:
+    assert peak_boxes(torch.full((1, 1, 8, 8), wrong)).tolist() == [[0.0, 0.0, 1.0, 1.0]]
 
 
 def test_points_choose_the_part_that_most_of_them_lie_on() -> None:

@@ -224,3 +224,10 @@ class TestWhatIsRefused:
 
         with pytest.raises(SettingError, match="keeps the image encoder"):
             recipe(data, trained=Trained(("full",)))
+
+
+@pytest.mark.parametrize("variant", ["localiser", "linear"])
+def test_a_rate_that_is_too_high_is_told(data: Path, tmp_path: Path, variant: str) -> None:
+    wild = recipe(data, variant=variant, optimiser=OptimiserRecipe(rate=1e30))
+    with pytest.raises(SettingError, match=r"no finite number any more.*lower the rate"):
+        learn(wild, tmp_path / "found.safetensors", device="cpu")

@@ -8,9 +8,8 @@ A small convolutional network (ours; the papers' predictors are in `palpate.mode
     where it ends                 all of them; the same once, with what was found at half; a logit for each class
 
 The box of a class is the one around the heaviest connected part of its map, as far as cells are not much less likely
-than the likeliest. Two things tell the decoder what is
-asked of it: tokens of each class, which do not depend on the image ("a ring, and not what is in it"), and marks on the
-box's corners ("a guess; nobody drew this").
+than the likeliest. Two things tell the decoder what is asked of it: tokens of each class, which do not depend on the
+image ("a ring, and not what is in it"), and marks on the box's corners ("a guess; nobody drew this").
 """
 
 from __future__ import annotations
@@ -142,10 +141,14 @@ def peak_boxes(
     """The box around one connected part of each map: corner and size in shares of the canvas.
 
     Parts are where the probability is at least `AS_LIKELY` times the highest. It is the part on which most of an item's
-    `points` lie (x, y in shares of the canvas), and else the heaviest, by how much its logits are above that.
+    `points` lie (x, y in shares of the canvas), and else the heaviest, by how much its logits are above that. A map of
+    numbers that are not finite has the whole canvas: training tells by its loss what went wrong.
     """
     found: list[list[float]] = []
     for i, plane in enumerate(maps[:, 0].detach().cpu().double().numpy()):
+        if not np.isfinite(plane).all():
+            found.append([0.0, 0.0, 1.0, 1.0])
+            continue
         least = np.log(AS_LIKELY) - np.logaddexp(0, -plane.max())  # the logarithm, so that nothing vanishes
         plane = plane - (least - np.log1p(-np.exp(least)))
         labels, count = cast("tuple[np.ndarray, int]", ndimage.label(plane > 0))
