@@ -213,11 +213,11 @@ class TestGoingOn:
         assert (out / "both.png").read_bytes() != before
         assert {row["image"] for row in table(out)} == {"both.tif", "grey.png", "ct.nii.gz"}
 
-    def test_half_a_line_is_no_line(self, images: Path, out: Path) -> None:
+    @pytest.mark.parametrize("end", [b"", b"\xff\x00"], ids=["nothing", "noise"])
+    def test_half_a_line_is_no_line(self, images: Path, out: Path, end: bytes) -> None:
         run(images, out)
         done = out / "done.jsonl"
-        whole = done.read_text()
-        done.write_text(whole[: len(whole) - 40])
+        done.write_bytes(done.read_bytes()[:-40] + end)
         assert run(images, out).now == 1
         assert run(images, out).now == 0
 

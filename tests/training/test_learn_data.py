@@ -12,7 +12,7 @@ from palpate.datasets.case import Region
 from palpate.errors import DatasetError, SettingError
 from palpate.images import Image
 from palpate.training.learn_data import asking, classes_of, drawn, few, one_modality
-from palpate.training.learn_recipe import LearnDataRecipe, parse_class, usual_steps
+from palpate.training.learn_recipe import LearnDataRecipe, learn_recipe_from, parse_class, usual_steps
 
 
 def case_of(name: str, values: list[int], regions: tuple[Region, ...] = (), subject: str = "") -> Case:
@@ -129,3 +129,9 @@ def test_images_are_of_one_modality_if_all_say_the_same(said: list[str], wanted:
 @pytest.mark.parametrize(("images", "steps"), [(1, 250), (10, 250), (11, 275), (50, 1250), (80, 2000), (500, 2000)])
 def test_more_images_are_learned_from_for_longer(images: int, steps: int) -> None:
     assert usual_steps(images) == steps
+
+
+@pytest.mark.parametrize("variant", ["odd", ["linear"], 7])
+def test_a_variant_that_does_not_exist_is_told(variant: object) -> None:
+    with pytest.raises(SettingError, match="variant"):
+        learn_recipe_from({"data": {"path": "p"}, "variant": variant})

@@ -43,7 +43,7 @@ class Book:
         self._previews: set[str] = set()
         if before == settings and self._path.is_file():
             try:
-                lines = self._path.read_text(encoding="utf-8").splitlines()
+                lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
             except OSError as error:
                 raise OutputError(
                     f"cannot read {self._path}: {error.strerror or error}; choose another place"

@@ -150,7 +150,8 @@ class LearnRecipe(Section):
     def _usual_of_its_variant(cls, content: Any) -> Any:
         if not isinstance(content, Mapping):
             return content
-        usual = USUAL.get(cast("Variant", content.get("variant", "localiser")), {})
+        variant = content.get("variant", "localiser")
+        usual = USUAL.get(cast("Variant", variant), {}) if isinstance(variant, str) else {}
         content = {**usual, **content}
         if isinstance(given := content.get("optimiser"), Mapping) and usual:
             content["optimiser"] = {**usual["optimiser"].model_dump(), **given}
