@@ -124,7 +124,7 @@ def predict(
 
     A folder:      palpate predict images/ --auto liver.safetensors -o masks/
 
-    With --auto, what is drawn as well goes in beside what was learned.
+    With --auto, a box takes the place of the guessed one; other marks go in beside what was learned.
     """
     is_drawn = any(mark is not None for mark in (box, point, scribble, mask, prompts))
     is_folder = auto is not None and predict_folder.is_folder(image, output)

@@ -1,7 +1,7 @@
 """A model that finds its classes by itself: a base model, learned prompts, and what a person adds to them.
 
 Three modes, after Wahd et al. 2024 (Sam2Rad, arXiv 2409.06821): *autonomous*, the predictor prompts the decoder; *semi-
-autonomous*, a person's box, points or mask go in beside what was learned; *manual*, the base model as it always was.
+autonomous*, a person's box, points or mask go in as well; *manual*, these alone go in, as into the base model.
 
 The rule by which prompts are combined, for each class of each image:
 
