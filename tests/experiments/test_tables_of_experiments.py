@@ -167,7 +167,7 @@ class TestLearnedPrompts:
             written(tmp_path / "test" / f"spine-10-{draw}-decoder-localiser", [*rows, *believed])
             seen = [
                 Presence("ct", "s", "c", z, name, present=z != 3, object_probability=0.5, object_logit=x, pixels=n)
-                for z, name, x, n in ((1, "1", 1, 9), (1, "2", 1, 9), (3, "2", -1 + 2 * draw, 9 * draw))
+                for z, name, x, n in ((1, "1", 1.0, 9), (1, "2", 1.0, 9), (3, "2", -1.0 + 2 * draw, 9 * draw))
             ]
             (tmp_path / "test" / f"spine-10-{draw}-decoder-localiser" / "presence.csv").write_text(presence_csv(seen))
         rows = [row(subject="s", object=f"{name}@{z}", dice=dice) for name, dice in tight.items() for z in (1, 2)]
