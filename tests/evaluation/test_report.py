@@ -84,6 +84,21 @@ class TestThePage:
         run = run_of(rows_of(rng, datasets={"liver": 3}, conditions=(("standard", 0.0), ("shrink", 0.1))), seed=4)
         assert report_html(run) == report_html(run)
 
+    @pytest.mark.parametrize("with_tight_box", [True, False])
+    def test_a_dotted_line_is_told_of_where_there_is_one(self, *, with_tight_box: bool) -> None:
+        rows = [
+            row(subject=f"s{i}", protocol=protocol, severity=severity)
+            for i in range(3)
+            for protocol, severity in (
+                ("jitter", 0.05),
+                ("jitter", 0.1),
+                *([("standard", 0.0)] if with_tight_box else []),
+            )
+        ]
+        words = page(*rows).words
+        assert "Each against its own severity." in words
+        assert ("Dotted: the Dice of the tight box" in words) is with_tight_box
+
     def test_the_answer_is_made_of_numbers(self) -> None:
         rows = [
             row(subject=f"s{i}", protocol=protocol, severity=severity, dice=0.9 - 0.01 * i - cost)

@@ -337,6 +337,7 @@ class _Page:
         ]
         if others:
             content["others"] = plots.curves(others, name="others", y_label="%")
+            content["level"] = level is not None
         single = [condition for condition in self.conditions if condition[0] not in self.several]
         entries = [
             (
