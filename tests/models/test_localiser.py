@@ -48,11 +48,11 @@ def test_a_new_one_finds_nothing() -> None:
     assert not bool(tiny().maps(torch.randn(1, 8, 16, 16)).any())
 
 
-def test_the_heaviest_part_gives_the_box() -> None:
+def test_the_heaviest_part_gives_the_box_up_to_its_last_pixel() -> None:
     maps = torch.full((1, 1, 8, 8), -9.0)
     maps[0, 0, 1:3, 2:6] = 0.5  # 8 cells of 0.5
     maps[0, 0, 6, 6] = 3.0  # one of 3
-    assert peak_boxes(maps).tolist() == [[0.25, 0.125, 0.5, 0.25]]
+    assert peak_boxes(maps).tolist() == [[0.25, 0.125, 0.375, 0.125]]
 
 
 @pytest.mark.parametrize("height", [5.0, 0.0, -3.0, -800.0])
@@ -60,7 +60,7 @@ def test_the_box_holds_what_is_nearly_as_likely_as_the_likeliest_place(height: f
     maps = torch.full((1, 1, 8, 8), height - 8.0)
     maps[0, 0, 2:4, 4:8] = height - 1.0
     maps[0, 0, 2, 5] = height
-    assert peak_boxes(maps).tolist() == [[0.5, 0.25, 0.5, 0.25]]
+    assert peak_boxes(maps).tolist() == [[0.5, 0.25, 0.375, 0.125]]
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
@@ -73,7 +73,7 @@ def test_points_choose_the_part_that_most_of_them_lie_on() -> None:
     maps[:, 0, 1:3, 2:6] = 0.5
     maps[:, 0, 6, 6] = 0.1
     on_small, beside = torch.tensor([[0.8, 0.8], [0.85, 0.76], [0.4, 0.2]]), torch.tensor([[0.0, 1.0]])
-    small, heavy = [0.75, 0.75, 0.125, 0.125], [0.25, 0.125, 0.5, 0.25]
+    small, heavy = [0.75, 0.75, 0.0, 0.0], [0.25, 0.125, 0.375, 0.125]
     assert peak_boxes(maps, [on_small, beside, torch.zeros(0, 2)]).tolist() == [small, heavy, heavy]
 
 
@@ -98,4 +98,4 @@ def test_it_looks_at_where_cells_lie_only_if_it_was_trained_so() -> None:
 def test_boxes_come_from_any_device() -> None:
     maps = torch.full((1, 1, 8, 8), -9.0, device="mps")
     maps[0, 0, 2:4, 4:8] = 1.0
-    assert peak_boxes(maps).tolist() == [[0.5, 0.25, 0.5, 0.25]]
+    assert peak_boxes(maps).tolist() == [[0.5, 0.25, 0.375, 0.125]]

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,31 @@ class TestWhatComesOfIt:
         made = learn(recipe(data, about={"val": ""}), tmp_path / "f.safetensors", device="cpu")
         assert made.steps == 4
         assert "val_dice" not in made.card.metrics or not made.card.metrics["val_dice"]
+
+    def test_what_it_does_not_believe_in_counts_as_not_found(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answered = learned.Finder.answered
+
+        def everywhere(believed: float) -> float:
+            """The validation Dice of a model that always says that its whole image is the object."""
+
+            def answer(finder: learned.Finder, *args: Any, **kwargs: Any) -> learned.Found:
+                found = answered(finder, *args, **kwargs)
+                if finder.training:
+                    return found
+                return replace(
+                    found,
+                    logits=torch.ones_like(found.logits),
+                    object_logits=torch.full_like(found.object_logits, believed),
+                )
+
+            monkeypatch.setattr(learned.Finder, "answered", answer)
+            output = tmp_path / f"{believed}.safetensors"
+            return learn(recipe(data), output, device="cpu").card.metrics["val_dice"]["mean"]
+
+        assert everywhere(0.5) > 0
+        assert everywhere(-0.5) == 0
 
     def test_how_long_it_learns_goes_by_how_many_images_there_are(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -161,6 +161,7 @@ def peak_boxes(
             if hits.any():
                 weights = np.where(hits == hits.max(), weights, -np.inf)
         ys, xs = ndimage.find_objects(labels)[int(np.argmax(weights))]
-        width, height = (xs.stop - xs.start) / columns, (ys.stop - ys.start) / rows
+        # As boxes are drawn: up to the last pixel inside.
+        width, height = (xs.stop - 1 - xs.start) / columns, (ys.stop - 1 - ys.start) / rows
         found.append([xs.start / columns, ys.start / rows, width, height])
     return torch.tensor(found, dtype=torch.float32, device=maps.device)

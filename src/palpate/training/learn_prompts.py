@@ -288,11 +288,12 @@ class _Learning:
             total, squares = total + cells.sum(axis=(1, 2)), squares + np.square(cells).sum(axis=(1, 2))
         mean = total / count
         with torch.no_grad():
-            shares = torch.stack(
-                [self.sought.shares(scene, self.finder.decoder.grid_size)[0].mean(dim=(1, 2)) for scene in self.scenes]
-            ).mean(dim=0)
+            covered, cells = torch.zeros(len(self.classes)), torch.zeros(len(self.classes))
+            for scene in self.scenes:
+                shares, counted = self.sought.shares(scene, self.finder.decoder.grid_size)
+                covered, cells = covered + (shares * counted).sum(dim=(1, 2)), cells + counted.sum(dim=(1, 2))
             assert predictor.out.bias is not None
-            predictor.out.bias.copy_(shares.clamp(1e-4, 0.5).logit())
+            predictor.out.bias.copy_((covered / cells.clamp(min=1)).clamp(1e-4, 0.5).logit())
         views = self.recipe.data.views(self.recipe.seed, of_volume=False, classes=len(self.classes))
         predictor.placed.fill_(0.0 if views.mirrored else 1.0)
         predictor.mean.copy_(torch.from_numpy(mean))
@@ -456,6 +457,8 @@ class _Learning:
         with self.fabric.autocast():
             learned = self.finder.learned(features, levels, items)
             found = self.finder.answered(features, levels, items, learned=learned)
+        if float(found.object_logits[0]) < 0:  # as when it is used: what it does not believe in, nobody sees
+            return np.zeros(scene.shape, dtype=bool)
         return self.frame.image(found.logits[0].float().cpu().numpy(), scene.shape) > 0
 
     def _draw(self, samples: Sequence[tuple[Scene, Region, np.ndarray]], path: Path) -> None:
