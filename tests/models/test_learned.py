@@ -27,7 +27,7 @@ from palpate.models.learned import (
     tensors_of,
 )
 from palpate.models.localiser import peak_boxes
-from palpate.models.prompt_predictor import Items, LearnedPrompts
+from palpate.models.prompt_predictor import Items, LearnedPrompts, Variant
 from palpate.models.promptable import PromptBatch
 from tiny_networks import tiny_lite_medsam, tiny_mobile_sam, tiny_sam
 from tiny_sam2 import tiny_sam2
@@ -172,7 +172,7 @@ class TestTheRule:
         clicks = np.array([[[0.6, 0.8], [0.2, 0.2]], [[0.6, 0.8], [0.2, 0.2]]], dtype=np.float32) * size
         labels = np.array([[1, 0], [0, 1]])  # yes and no, no and yes
         aimed = finder.aimed(said, PromptBatch(np.arange(2), points=clicks, point_labels=labels))
-        assert aimed.boxes.tolist() == [[0.5, 0.75, 0.375, 0.125], [0.125, 0.125, 0.5, 0.5]]
+        assert aimed.boxes.tolist() == [[0.5, 0.75, 0.3125, 0.0625], [0.125, 0.125, 0.4375, 0.4375]]
 
     def test_the_map_has_a_say_in_whether_anything_is_there_once_it_is_trained(self) -> None:
         _, finder, embedding = ready("lite-medsam", variant="localiser")
@@ -186,6 +186,15 @@ class TestTheRule:
             heads = finder.train().answered(features, levels, items, learned=said).object_logits
             both = finder.eval().answered(features, levels, items, learned=said).object_logits
         assert torch.allclose(both, (heads + torch.tensor([7.0, 1.0, 3.0, 5.0])) / 2)
+
+    @pytest.mark.parametrize("variant", ["localiser", "linear"])
+    def test_how_often_training_asked_for_what_is_there_does_not_count(self, variant: Variant) -> None:
+        _, finder, embedding = ready("lite-medsam", variant=variant)
+        with torch.no_grad():
+            before = finder.find(embedding)[0].object_logits
+            finder.presumed.fill_(1.5)
+            after = finder.find(embedding)[0].object_logits
+        assert torch.allclose(after, before - 1.5)
 
     def test_items_are_answered_alike_however_many_go_together(self) -> None:
         _, finder, embedding = ready("lite-medsam")

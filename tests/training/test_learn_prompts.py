@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import tiny_training
 import torch
+from PIL import Image
 
 from palpate.errors import DatasetError, OutputError, SettingError
 from palpate.models import learned
@@ -125,6 +126,18 @@ class TestWhatComesOfIt:
 
     def test_several_classes_are_told_apart_by_where_they_lie(self, whole: LearnedFrom) -> None:
         assert float(tensors(whole.path)["predictor.placed"]) == 1
+
+    def test_how_often_it_asked_for_what_is_there_is_known_where_there_was_a_choice(
+        self, whole: LearnedFrom, tmp_path: Path
+    ) -> None:
+        """Every picture of `whole` shows both classes."""
+        path = tiny_training.phantoms(tmp_path / "data")
+        first = tmp_path / "data" / "l" / "0.png"
+        labels = np.array(Image.open(first))
+        Image.fromarray(np.where(labels == 2, 0, labels).astype(np.uint8)).save(first)
+        made = learn(recipe(path, about={"val": ""}, steps=1), tmp_path / "f.safetensors", device="cpu")
+        assert float(tensors(made.path)["presumed"]) == pytest.approx(np.log(0.85 / 0.15))
+        assert float(tensors(whole.path)["presumed"]) == 0
 
     @pytest.mark.parametrize("variant", ["linear", "high-res"])
     def test_the_papers_predictors_are_learned_with_their_own_settings(

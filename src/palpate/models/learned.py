@@ -124,8 +124,12 @@ class Finder(nn.Module):
     """What is learned beside the base model: the predictor, an object head, and for decoders without one its token.
 
     The head of a SAM 2 begins as the decoder's own; it is a copy, so that it learns even where the decoder does not.
-    `decoder` is the base model's `prompt_decoder`; it is used and not owned, so it is no part of this module's weights.
+    `presumed` is what the object logit learned from how often training asked for what is there, and not from the image;
+    once trained, it is taken off, so that 0 means as likely there as not. `decoder` is the base model's
+    `prompt_decoder`; it is used and not owned, so it is no part of this module's weights.
     """
+
+    presumed: Tensor
 
     def __init__(
         self, predictor: PromptPredictor | Localiser, *, decoder: SamPromptDecoder | Sam2PromptDecoder
@@ -140,6 +144,7 @@ class Finder(nn.Module):
         self.object_head = ObjectHead(channels)
         if not isinstance(decoder, SamPromptDecoder):
             self.object_head.be_like(decoder.mask_decoder.pred_obj_score_head)
+        self.register_buffer("presumed", torch.zeros(()))
         self._decoder = (decoder,)  # in a tuple, so that torch does not take it for a part of this module
 
     @property
@@ -194,7 +199,7 @@ class Finder(nn.Module):
 
         Prompt i of `drawn` belongs to item i, and all have the same parts, as in every `PromptBatch`; its
         `image_index` is not looked at. Once a localiser is trained, the object logit of what was learned is the mean of
-        that of the head and the highest of the map.
+        that of the head and the highest of the map; of any predictor, less what is `presumed`.
 
         Raises:
             SettingError: neither learned nor drawn prompts.
@@ -212,9 +217,11 @@ class Finder(nn.Module):
             places = items.at(some).image_index
             parts.append(self._answer(features[places], [level[places] for level in levels], sparse, dense))
         logits, ious, objects = (torch.cat(each) for each in zip(*parts, strict=True))
-        if learned is not None and isinstance(self.predictor, Localiser) and not self.training:
-            # The map knows best whether there is anything; the head learns from what the decoder sees, without it.
-            objects = (objects + learned.mask_logits.flatten(1).amax(dim=1)) / 2
+        if learned is not None and not self.training:
+            if isinstance(self.predictor, Localiser):
+                # The map knows best whether there is anything; the head learns from what the decoder sees, without it.
+                objects = (objects + learned.mask_logits.flatten(1).amax(dim=1)) / 2
+            objects = objects - self.presumed
         return Found(logits, ious, objects)
 
     def _embedded(

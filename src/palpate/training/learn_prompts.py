@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.special import logit
 from torch import Tensor, nn
 
 from palpate.datasets.case import Case, Region
@@ -217,6 +218,9 @@ class _Learning:
         if not any(scene.regions for scene in self.scenes):
             raise DatasetError("no image shows any of the classes, or only parts that are too small; check --target")
         self._standardise()
+        if any(scene.regions and self.sought.absent(scene) for scene in self.scenes):
+            # Where either could have been asked for, that is how often it was there.
+            self.finder.presumed.fill_(float(logit(np.clip(recipe.present, 0.01, 0.99))))
         beside = recipe.beside if isinstance(self.finder.predictor, Localiser) else 0
         self.items = LearningItems(self.scenes, self.sought, recipe, beside=beside)
         pairs = [(scene, i) for scene in val_scenes for i, _ in self.sought.there(scene)]
