@@ -22,6 +22,7 @@ from palpate.training.interrupts import Interrupts
 class Shared:
     processes: int
     folder: Path
+    said: str = "more than fits into a pipe " * 10_000
 
 
 def share(fabric: Any, *, folder: Path) -> Shared:

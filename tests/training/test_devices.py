@@ -136,7 +136,7 @@ def test_the_result_comes_back_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_error_is_the_one_that_was_raised_last_and_no_traceback(tmp_path: Path) -> None:
+def test_an_error_of_the_second_is_raised_here_without_its_traceback(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as raised:
         in_two(shared_work.fail_in_the_second, tmp_path)
     assert str(raised.value) == "case 7 cannot be read:\nsee above"

@@ -109,13 +109,20 @@ class Localiser(nn.Module):
         """Prompts for each item. `levels` and `dense` are what a `PromptPredictor` gets, and not looked at."""
         return self.prompts(self.maps(features.float()), items)
 
-    def prompts(self, maps: Float[Tensor, "image a_class row column"], items: Items) -> LearnedPrompts:
-        """What maps say of each item: the box, the class's tokens, and the map as a coarse mask."""
+    def prompts(
+        self,
+        maps: Float[Tensor, "image a_class row column"],
+        items: Items,
+        *,
+        boxes: Float[Tensor, "item 4"] | None = None,
+    ) -> LearnedPrompts:
+        """What maps say of each item: the box (unless others are given), the class's tokens, and the map as a coarse
+        mask."""
         own = maps[items.image_index, items.class_index][:, None]
         if self.mask_scale != 1:
             own = interpolate(own, scale_factor=self.mask_scale, mode="bilinear", align_corners=False)
         return LearnedPrompts(
-            boxes=peak_boxes(own),
+            boxes=peak_boxes(own) if boxes is None else boxes,
             tokens=self.class_tokens[items.class_index],
             mask_logits=own,
             marks=self.marks[items.class_index],

@@ -36,6 +36,8 @@ Result = TypeVar("Result")
 _SECONDS_FOR_THE_OTHERS = 60.0
 """How long the others may go on once one was interrupted: enough to save, and nobody waits for a lost one for ever."""
 
+_RESULT = "result.json"
+
 _KINDS: dict[str, type[PalpateError | KeyboardInterrupt]] = {
     **{name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, PalpateError)},
     "KeyboardInterrupt": KeyboardInterrupt,
@@ -121,20 +123,27 @@ def _spawned(fabric: Any, work: Callable[[Any], Result], returns: type[Result]) 
             raise ended_by or error from None
         if not result:
             raise KeyboardInterrupt
-        return from_json(result, returns)
+        return from_json((folder / _RESULT).read_text(encoding="utf-8"), returns)
 
 
-def _carried_out(fabric: Any, *, work: Callable[[Any], Result], returns: type[Result], folder: Path) -> str:
-    """The result as JSON, for Fabric would take it apart on its way and fail; empty after an interrupt."""
+def _carried_out(fabric: Any, *, work: Callable[[Any], Result], returns: type[Result], folder: Path) -> bool:
+    """Leave the first one's result as JSON in the folder, and say that it is there; False after an interrupt.
+
+    Fabric would take the result apart on its way and fail. And it carries it through a pipe that nobody reads before
+    all have ended, so that more than fits into one would wait for ever.
+    """
     _follow_parent()
     with suppress(OSError):
         (folder / f"{fabric.global_rank}.begun").touch()
     try:
-        return to_json(work(fabric), returns)
+        result = work(fabric)
+        if fabric.global_rank == 0:
+            (folder / _RESULT).write_text(to_json(result, returns), encoding="utf-8")
+        return True
     except (PalpateError, KeyboardInterrupt) as error:
         tell(folder, fabric.global_rank, error)
         if isinstance(error, KeyboardInterrupt):
-            return ""  # a failure would have torch end the others, and one of them may be saving
+            return False  # a failure would have torch end the others, and one of them may be saving
         raise
 
 

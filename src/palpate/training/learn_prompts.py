@@ -392,9 +392,8 @@ class _Learning:
         maps = None
         if isinstance(self.finder.predictor, Localiser):
             maps = self.finder.predictor.maps(features)
-            said = self.finder.predictor.prompts(maps, where)
             guesses = torch.from_numpy(np.stack([item.guess for item in items])).to(features)
-            said = replace(said, boxes=guesses)
+            said = self.finder.predictor.prompts(maps, where, boxes=guesses)
         else:
             said = self.finder.learned(features, levels, where)
         ways: dict[tuple[bool, bool], list[int]] = {}
