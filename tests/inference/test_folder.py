@@ -55,12 +55,12 @@ def table(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def dicom(where: Path, *, count: int, name: str = "slice") -> Path:
+def dicom(where: Path, *, count: int, name: str = "slice", suffix: str = ".dcm") -> Path:
     """A CT series of so many slices, each with the bright body, as files named after `name`."""
     uid = generate_uid()
     pixels = np.repeat(picture((BRIGHT, 255))[None], count, axis=0).astype(np.int16)
     for z, dataset in enumerate(series(pixels=pixels, SeriesInstanceUID=uid)):
-        save(dataset, where / f"{name}-{z}.dcm")
+        save(dataset, where / f"{name}-{z}{suffix}")
     return where
 
 
@@ -328,6 +328,48 @@ class TestWhatIsInAFolder:
         assert {row.output for row in result.rows} == {
             f"{n}.nii.gz" for n in ("film1-0", "film2-0", "patient-a", "patient-b")
         }
+
+    @pytest.mark.parametrize("suffix", ["", ".dcm"])
+    @pytest.mark.parametrize("below", [False, True], ids=["loose", "in a sub-folder"])
+    @pytest.mark.parametrize("left", [0, 100, 132, 300], ids=lambda count: f"{count} bytes left")
+    def test_a_dicom_file_that_is_cut_short_is_told_with_and_without_a_suffix(
+        self, tmp_path: Path, out: Path, suffix: str, below: bool, left: int
+    ) -> None:
+        where = tmp_path / "all"
+        own = dicom(where / "patient" if below else where, count=3, name="IM", suffix=suffix)
+        damaged = own / f"IM-2{suffix}"
+        damaged.write_bytes(damaged.read_bytes()[:left])
+        name = f"patient_IM-2{suffix}" if below else damaged.name
+        (error,) = [row["error"] for row in (run(where, out), table(out))[1] if row["image"] == name]
+        assert str(damaged) in error
+
+    def test_of_files_beside_dicom_only_those_that_seem_to_have_been_dicom_are_damaged(self, tmp_path: Path) -> None:
+        where = dicom(tmp_path / "series", count=2, name="1.2.840", suffix="")
+        (where / "README").write_text("hello")
+        (where / "LICENSE").write_bytes(b"")
+        (where / "thumbs.db").write_bytes(b"\0" * 200)
+        (where / "notes.1").write_text("one")
+        (where / "1.2.840-9").write_bytes(b"")  # called like the others
+        (where / "EXPORT").write_bytes(b"\0" * 200)  # no text
+        for one in (where, where.parent):
+            entries, _ = images_in(one)
+            assert [entry.path.name for entry in entries if entry.damage] == ["1.2.840-9", "EXPORT"]
+
+    def test_without_dicom_beside_it_a_file_without_a_suffix_is_no_image(self, images: Path) -> None:
+        (images / "EXPORT").write_bytes(b"\0" * 200)
+        entries, skipped = images_in(images)
+        assert not [entry for entry in entries if entry.damage]
+        assert "EXPORT" in {one.name for one in skipped}
+
+    def test_damaged_files_of_one_name_in_two_folders_of_a_patient_have_names_of_their_own(
+        self, tmp_path: Path, out: Path
+    ) -> None:
+        where = tmp_path / "all"
+        for visit in ("first", "second"):
+            dicom(where / "patient" / visit, count=2)
+            (where / "patient" / visit / "broken.dcm").write_bytes(b"")
+        result = run(where, out)
+        assert {"patient_first_broken.dcm", "patient_second_broken.dcm"} <= {row.image for row in result.failed}
 
     def test_dicom_may_become_a_dicom_seg(self, tmp_path: Path, images: Path, out: Path) -> None:
         dicom(images / "patient", count=3)

@@ -160,6 +160,8 @@ def _segment(
     previews: Path | None,
 ) -> list[Row]:
     """Masks of one image, written; what is in the folder under their names is ours, and replaced."""
+    if entry.damage:
+        raise FormatError(entry.damage)
     image = read(entry.path, series=entry.series)
     axis = choices.axis if image.is_volume else None
     session.set_image(image, modality=choices.modality, intensity=choices.intensity, axis=axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,15 @@ _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 @dataclass(frozen=True)
 class Entry:
-    """An image of a folder: a file, or one series of a folder of DICOM files. `name` is what the table calls it."""
+    """An image of a folder: a file, or one series of a folder of DICOM files. `name` is what the table calls it.
+
+    `damage` says why there is no use in reading it; empty for all but files that seem to have been DICOM.
+    """
 
     path: Path
     name: str
     series: str | None = None
+    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ def images_in(folder: Path, *, leave_out: Iterable[Path] = ()) -> tuple[list[Ent
     """The images in a folder, by name, and what else lies there; hidden files and the paths to leave out are no matter.
 
     Its sub-folders are not searched, but for DICOM: each series in one is an image. So is each series of DICOM files
-    in the folder itself, which may thus be a single image.
+    in the folder itself, which may thus be a single image. A file without a suffix among DICOM files that seems to have
+    been one of them is an image that is damaged, not one that was never there.
 
     Raises:
         FormatError: no such folder.
@@ -45,6 +51,7 @@ def images_in(folder: Path, *, leave_out: Iterable[Path] = ()) -> tuple[list[Ent
     found: list[Entry] = []
     skipped: list[Skipped] = []
     loose: list[Path] = []
+    unknown: list[Path] = []
     try:
         lying_there = sorted(folder.iterdir())
     except OSError as error:
@@ -53,7 +60,9 @@ def images_in(folder: Path, *, leave_out: Iterable[Path] = ()) -> tuple[list[Ent
         if path.name.startswith(".") or path.resolve() in ours:
             continue
         if path.is_dir():
-            images, others = _by_series(path, dicom_in(path), loose=False)
+            files = dicom_in(path)
+            images, others = _by_series(path, files, loose=False)
+            images += [_damaged(one, path, loose=False) for one in _seem_lost(_others(path, files), files)]
             found += images
             # Reports and the like beside the images of a series are no news.
             skipped += [] if images else others or [Skipped(path.name, "a folder without DICOM images")]
@@ -62,8 +71,11 @@ def images_in(folder: Path, *, leave_out: Iterable[Path] = ()) -> tuple[list[Ent
         elif suffix_of(path):
             found.append(Entry(path, path.name))
         else:
-            skipped.append(Skipped(path.name, "of no kind that palpate reads"))
+            unknown.append(path)
     images, others = _by_series(folder, loose, loose=True)
+    lost = _seem_lost(unknown, loose)
+    found += [_damaged(path, folder, loose=True) for path in lost]
+    skipped += [Skipped(path.name, "of no kind that palpate reads") for path in unknown if path not in lost]
     return sorted(found + images, key=lambda entry: entry.name), sorted(skipped + others, key=lambda one: one.name)
 
 
@@ -95,6 +107,61 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
+def _others(folder: Path, dicom: Sequence[Path]) -> list[Path]:
+    """The files in a folder and those below it that are neither DICOM nor of another known kind, nor hidden."""
+    known = set(dicom)
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path not in known and path.is_file() and not path.name.startswith(".") and not suffix_of(path)
+    ]
+
+
+def _seem_lost(files: Sequence[Path], dicom: Sequence[Path]) -> list[Path]:
+    """Those of the files, none of which begins like DICOM, that seem to have been DICOM: cut short, or overwritten.
+
+    They have no suffix, lie beside DICOM files, and are called like one of these (IM7 beside IM6) or are no text. So
+    neither is README nor LICENSE.
+    """
+    beside: dict[Path, set[str]] = {}
+    for path in dicom:
+        beside.setdefault(path.parent, set()).add(_kind_of_name(path))
+    return [
+        path
+        for path in files
+        if path.parent in beside
+        and re.fullmatch(r"(\.[\d_-]+)?", path.suffix)  # 1.2.840.7 is a whole name
+        and (_kind_of_name(path) in beside[path.parent] or _holds_zeros(path))
+    ]
+
+
+def _kind_of_name(path: Path) -> str:
+    return re.sub(r"[\d.]+", "#", path.name)
+
+
+def _holds_zeros(path: Path) -> bool:
+    """Whether there is a zero byte at its start, as in no text."""
+    try:
+        with path.open("rb") as file:
+            return b"\0" in file.read(4096)
+    except OSError:
+        return False
+
+
+def _damaged(path: Path, folder: Path, *, loose: bool) -> Entry:
+    return Entry(
+        path,
+        _name_of(path, folder, loose=loose),
+        damage=f"{path} lies among DICOM files and does not begin like one, so it seems damaged; copy it again, or "
+        "remove it",
+    )
+
+
+def _name_of(path: Path, folder: Path, *, loose: bool) -> str:
+    """What a single file of a folder is called; in a sub-folder, two files of one name may lie below it."""
+    return path.name if loose else "_".join([folder.name, *path.relative_to(folder).parts])
+
+
 def _by_series(folder: Path, files: Sequence[Path], *, loose: bool) -> tuple[list[Entry], list[Skipped]]:
     """DICOM files of a folder as images: a file that is alone in its series, or all files of a series.
 
@@ -111,7 +178,7 @@ def _by_series(folder: Path, files: Sequence[Path], *, loose: bool) -> tuple[lis
         try:
             series = series_of(path)
         except InputError:  # reading it will say what is wrong
-            images.append(Entry(path, path.name if loose else f"{folder.name}_{path.name}"))
+            images.append(Entry(path, _name_of(path, folder, loose=loose)))
             continue
         if series is None:
             skipped.append(Skipped(path.name, "DICOM, but not an image"))

@@ -99,6 +99,8 @@ def series_of(path: Path) -> str | None:
     """
     with forgiving():
         instance = _instance(path)
+        if instance is None and _says_nothing(path):
+            raise FormatError(f"{path} begins like DICOM and does not say what it is; it is damaged, copy it again")
     return None if instance is None else instance.series
 
 
@@ -250,6 +252,13 @@ def _kind(path: Path) -> str:
     with damage_named(path):
         uid = _sop_class(dataset_of(path, pixels=False))
         return uid.name or "of no stated kind"
+
+
+def _says_nothing(path: Path) -> bool:
+    """Whether what a file is has been lost: even DICOM without a class says which device it comes from."""
+    with damage_named(path):
+        dataset = dataset_of(path, pixels=False)
+        return not _sop_class(dataset) and not dataset.get("Modality")
 
 
 def _check_inflated_size(path: Path) -> None:
