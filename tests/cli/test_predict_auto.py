@@ -145,6 +145,19 @@ class TestAFolder:
         assert len(answer.json["records"]) == 12
         assert Path("masks/p5_spleen.png").is_file()
 
+    def test_an_older_mask_of_an_image_that_failed_is_moved_aside_and_told(
+        self, palpate: Run, images: Path, auto: Path
+    ) -> None:
+        asked = ("predict", images, "--auto", auto, "-o", "masks", "--overwrite")
+        assert palpate(*asked).status == 0
+        (images / "p3.png").write_bytes(b"no picture")
+        answer = palpate(*asked)
+        assert answer.status == 1
+        assert "1 older file of images that failed, into masks/earlier" in answer.out
+        assert "older, moved aside: masks/earlier/p3.png" in answer.err
+        Path("masks/earlier/p3.png").rename("masks/p3.png")
+        assert palpate(*asked, "--json").json["moved"] == ["masks/earlier/p3.png"]
+
     @pytest.mark.parametrize(("options", "said"), [((), "command"), (("--overwrite",), "command without --overwrite")])
     def test_an_interrupted_one_says_how_to_go_on(
         self,

@@ -17,8 +17,10 @@ from palpate.errors import FormatError, OutputError, SettingError
 from palpate.inference.folder import Choices, Result, find_in
 from palpate.inference.folder_book import Book
 from palpate.inference.folder_images import Entry, Skipped, images_in
+from palpate.inference.folder_names import names_of
 from palpate.inference.folder_table import COLUMNS, Row
 from palpate.inference.session import Session
+from palpate.models.promptable import LearnedClass
 from phantoms import column, picture, rectangle
 
 SHAPE = (64, 64)
@@ -272,6 +274,121 @@ class TestGoingOn:
             run(images, out)
         assert (out / "both.png").read_bytes() == b"precious"
         assert run(images, out, overwrite=True).now == 3
+
+
+class TestAnImageThatFailsAfterItWasDone:
+    """Its mask is of what it was then, and maybe made in another way."""
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_its_older_mask_and_preview_are_moved_aside_and_its_row_says_where(
+        self, images: Path, out: Path, tmp_path: Path, overwrite: bool
+    ) -> None:
+        looks = tmp_path / "looks"
+        run(images, out, previews=looks)
+        mask, look = (out / "both.png").read_bytes(), (looks / "both.png").read_bytes()
+        (images / "both.png").write_bytes(b"no picture")
+        result = run(images, out, previews=looks, overwrite=overwrite)
+        assert not (out / "both.png").exists()
+        assert not (looks / "both.png").exists()
+        assert (out / "earlier/both.png").read_bytes() == mask
+        assert (looks / "earlier/both.png").read_bytes() == look
+        assert result.moved == (out / "earlier/both.png", looks / "earlier/both.png")
+        (row,) = [row for row in table(out) if row["image"] == "both.png"]
+        assert row["error"].endswith(f"; older, moved aside: {result.moved[0]}, {result.moved[1]}")
+        assert {path.name for path in out.glob("*.*")} >= {"grey.png", "ct.nii.gz"}
+
+    def test_nothing_that_was_moved_is_replaced(self, images: Path, out: Path) -> None:
+        before: list[bytes] = []
+        for body in (BRIGHT, DIM):
+            Picture.fromarray(picture((body, 255))).save(images / "both.png")
+            run(images, out)
+            before.append((out / "both.png").read_bytes())
+            (images / "both.png").write_bytes(b"no picture")
+            run(images, out)
+        assert [(out / "earlier" / name).read_bytes() for name in ("both.png", "2-both.png")] == before
+        Picture.fromarray(picture((BRIGHT, 255))).save(images / "both.png")
+        assert [row.image for row in run(images, out).failed] == ["broken.png"]
+
+    def test_of_classes_all_masks_are_and_those_of_other_images_stay(self, images: Path, out: Path) -> None:
+        Picture.fromarray(picture((BRIGHT, 255))).save(images / "both_dim.png")
+        run(images, out, choices=Choices(per_class=True))
+        (images / "both.png").write_bytes(b"no picture")
+        run(images, out, choices=Choices(per_class=True), overwrite=True)
+        assert {path.name for path in (out / "earlier").iterdir()} == {"both_dim.png", "both_bright.png"}
+        assert {"both_dim_dim.png", "both_dim_bright.png"} <= {path.name for path in out.iterdir()}
+
+    def test_what_was_written_now_stays(
+        self, images: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run(images, out)
+
+        def full(*_: object) -> None:
+            raise OutputError("no space left")
+
+        monkeypatch.setattr("palpate.inference.folder.write_preview", full)
+        result = run(images, out, previews=tmp_path / "looks", overwrite=True)
+        assert len(result.failed) == 4
+        assert result.moved == ()
+        assert (out / "both.png").is_file()
+
+    def test_a_mask_that_cannot_be_moved_is_told(self, images: Path, out: Path) -> None:
+        run(images, out)
+        (out / "earlier").write_text("a file of that name")
+        (images / "both.png").write_bytes(b"no picture")
+        result = run(images, out)
+        assert result.moved == ()
+        assert f"cannot make the folder {out / 'earlier'}" in result.failed[0].error
+
+
+class TestNamesOfMasks:
+    @pytest.mark.parametrize(
+        ("names", "called"),
+        [
+            (("left kidney", "left/kidney"), {"left_kidney_1", "left_kidney_2"}),
+            (("Liver", "liver"), {"Liver_1", "liver_2"}),
+            (("a b", "a_b", "a_b_1"), {"a_b_1", "a_b_2", "a_b_1_3"}),
+            (("label 2", "??"), {"label_2_1", "label_2"}),
+        ],
+    )
+    def test_no_two_classes_share_one(self, names: tuple[str, ...], called: set[str]) -> None:
+        classes = [LearnedClass(name, value) for value, name in enumerate(names, start=1)]
+        assert set(names_of(classes).values()) == called
+
+    def test_two_images_whose_masks_of_classes_would_be_one_are_refused(self, images: Path, out: Path) -> None:
+        runtime = FakeFindingRuntime(classes=(LearnedClass("b_dim", 1), LearnedClass("dim", 4)))
+        for name in ("a.png", "A_b.png"):  # on some disks, capitals and small letters are the same
+            Picture.fromarray(picture((BRIGHT, 255))).save(images / name)
+        said = r"A_b.png and a.png would each have a mask called a_b_dim; rename .*leave --per-class out"
+        with pytest.raises(OutputError, match=said):
+            run(images, out, runtime, choices=Choices(per_class=True), overwrite=True)
+        assert not out.exists()
+        assert run(images, out, runtime).now == 5
+
+    def test_nor_does_one_replace_that_of_an_image_of_an_earlier_call(self, images: Path, out: Path) -> None:
+        runtime = FakeFindingRuntime(classes=(LearnedClass("b_dim", 1), LearnedClass("dim", 4)))
+        choices = Choices(per_class=True)
+        (images / "both.png").rename(images / "a.png")
+        run(images, out, runtime, choices=choices)
+        before = (out / "a_b_dim.png").read_bytes()
+        (images / "a.png").rename(images.parent / "kept.png")
+        Picture.fromarray(picture((BRIGHT, 255))).save(images / "a_b.png")
+        with pytest.raises(OutputError, match=r"another image called a.png, which that of .*a_b.png would replace"):
+            run(images, out, runtime, choices=choices)
+        assert (out / "a_b_dim.png").read_bytes() == before
+        run(images, out, runtime, choices=choices, overwrite=True)
+        assert (out / "a_b_dim.png").read_bytes() != before
+        assert "a.png" not in {row["image"] for row in table(out)}
+
+    def test_an_image_whose_mask_another_one_has_taken_is_no_longer_done(self, images: Path, out: Path) -> None:
+        runtime = FakeFindingRuntime(classes=(LearnedClass("b_dim", 1), LearnedClass("dim", 4)))
+        choices = Choices(per_class=True)
+        (images / "both.png").rename(images / "a.png")
+        run(images, out, runtime, choices=choices)
+        (out / "a_b_dim.png").unlink()
+        (images / "a.png").rename(images / "a_b.png")
+        assert run(images, out, runtime, choices=choices).failed[0].image == "broken.png"
+        assert (out / "a_b_dim.png").is_file()
+        assert "a.png" not in {row["image"] for row in table(out)}
 
 
 class TestWhatIsInAFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,7 @@ def predict_folder(
                 "scores": str(output / SCORES),
                 "records": [vars(row) for row in result.rows],
                 "skipped": [vars(one) for one in skipped],
+                "moved": [str(path) for path in result.moved],
             }
         )
     else:
@@ -98,7 +100,7 @@ def masks_of(session: Session, output: Path, *, overwrite: bool) -> dict[int, Pa
     That they are neither the image's own files nor the preview is for the caller to check.
     """
     from palpate.images.formats import check_writable
-    from palpate.inference.folder import named_masks
+    from palpate.inference.folder_names import named_masks
 
     paths = named_masks(output, session)
     for path in paths.values():
@@ -120,6 +122,10 @@ def _lines(session: Session, result: Result, skipped: list[Skipped], scores: Pat
     present = [row for row in result.rows if row.present]
     lines += [
         ("look first at", f"{row.image}: {row.class_name}, score {row.score or 0:.2f}") for row in present[:_SHOWN]
+    ]
+    lines += [
+        ("moved aside", f"{count} older file{'s' if count > 1 else ''} of images that failed, into {folder}")
+        for folder, count in Counter(path.parent for path in result.moved).items()
     ]
     lines += [("skipped", f"{one.name}: {one.reason}") for one in skipped]
     return [*lines, ("wrote", str(scores))]

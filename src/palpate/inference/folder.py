@@ -4,29 +4,31 @@
     OUT/scores.csv                 a row for each class of each image, lowest score first; images that failed above them
     OUT/run.json                   what the masks are made with
     OUT/done.jsonl                 a line for each image that is done, and one that says which previews are ours
+    OUT/earlier/                   older masks of images that failed since
 
-An image that cannot be read does not stop the others. After an interruption the same call goes on with what is
+An image that cannot be read does not stop the others; its mask and preview of an earlier call are moved aside, for they
+are of what the image was then, and maybe made in another way. After an interruption the same call goes on with what is
 missing: an image is done if its line is there, its masks are, and it has not changed since.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from palpate.errors import FormatError, InputError, OutputError, SettingError
 from palpate.images import read
-from palpate.images.formats import replacing, suffix_of
+from palpate.images.formats import replacing
 from palpate.images.image import Image
 from palpate.images.intensity import parse_intensity
 from palpate.images.modality import parse_modality
 from palpate.images.slices import check_axis
+from palpate.inference.folder_aside import seen, set_aside
 from palpate.inference.folder_book import Book, make_folder
 from palpate.inference.folder_images import Entry
+from palpate.inference.folder_names import check_apart, masks_of, names_of, stems_of
 from palpate.inference.folder_table import SCORES, Row, write_table
 from palpate.inference.runtimes import FindingRuntime
 from palpate.inference.segmentation import Segmentation, SegmentedObject
@@ -68,11 +70,15 @@ class Choices:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a folder: all rows in the order of the table, how many images were done now, and how many before."""
+    """What came of a folder: all rows in the order of the table, how many images were done now, and how many before.
+
+    `moved` are the older masks and previews of images that failed, where they are now.
+    """
 
     rows: tuple[Row, ...]
     now: int
     before: int
+    moved: tuple[Path, ...] = ()
 
     @property
     def failed(self) -> tuple[Row, ...]:
@@ -111,21 +117,22 @@ def find_in(
     _check_folder(output, entries)
     if previews is not None:
         _check_previews(previews, output, entries)
-    stems = _stems(entries)
-    classes = _names_in_files(runtime) if choices.per_class else {}
-    if len({f"{stem}_{name}".casefold() for stem in stems for name in classes.values()}) < len(stems) * len(classes):
-        raise OutputError("the masks of two images and classes would have the same name; rename one of the images")
+    stems = stems_of(entries)
+    classes = names_of(runtime.classes) if choices.per_class else {}
+    check_apart(entries, stems, classes)
+    masks = [masks_of(stem, classes, choices.volume_suffix) for stem in stems]
     book = Book(output, _settings(runtime, choices), overwrite=overwrite)
     if previews is not None:
         if not overwrite:
             _check_pictures(previews, entries, stems, book)
         make_folder(previews)
     if not overwrite:
-        book.check_owners(entries, stems)
-    book.begin(entries, stems)
+        book.check_owners(entries, stems, masks)
+    book.begin(entries, stems, masks)
     if previews is not None:
         book.note_previews([previews / f"{stem}.png" for stem in stems])
     rows: list[Row] = []
+    moved: list[Path] = []
     now = before = 0
     try:
         for number, (entry, stem) in enumerate(zip(entries, stems, strict=True)):
@@ -134,10 +141,14 @@ def find_in(
                 before += 1
                 rows += known
             else:
+                own = [output / name for name in masks[number]]
+                older = seen([*own, previews / f"{stem}.png"] if previews is not None else own)
                 try:
                     made = _segment(session, entry, output / stem, choices, classes, previews)
                 except (InputError, OutputError) as error:
-                    made = [Row(entry.name, error=" ".join(str(error).split()))]
+                    aside, told = _set_aside(older)
+                    made = [Row(entry.name, error=" ".join(str(error).split()) + told)]
+                    moved += aside
                 else:
                     book.note(entry, stem, made)
                     now += 1
@@ -148,7 +159,7 @@ def find_in(
         rows += book.rows_of_others({row.image for row in rows})
         rows.sort(key=Row.place)
         write_table(output / SCORES, rows)
-    return Result(tuple(rows), now, before)
+    return Result(tuple(rows), now, before, tuple(moved))
 
 
 def _segment(
@@ -156,7 +167,7 @@ def _segment(
     entry: Entry,
     stem: Path,
     choices: Choices,
-    classes: dict[int, str],
+    classes: Mapping[int, str],
     previews: Path | None,
 ) -> list[Row]:
     """Masks of one image, written; what is in the folder under their names is ours, and replaced."""
@@ -184,6 +195,17 @@ def _segment(
     if previews is not None:
         write_preview(session, together, previews / f"{stem.name}.png")
     return rows
+
+
+def _set_aside(older: Mapping[Path, tuple[int, int]]) -> tuple[list[Path], str]:
+    """What was moved of an image that failed, and what its row says of it."""
+    try:
+        moved = set_aside(older)
+    except OutputError as error:
+        return [], f"; {error}"
+    if not moved:
+        return [], ""
+    return moved, f"; older, moved aside: {', '.join(map(str, moved))}"
 
 
 def _remove(path: Path) -> None:
@@ -224,44 +246,6 @@ def _suffix(image: Image, volume_suffix: str) -> str:
         return ".png"
     is_dicom = image.source is not None and image.source.format == "dicom"
     return ".nii.gz" if volume_suffix == ".dcm" and not is_dicom else volume_suffix
-
-
-def _stems(entries: Sequence[Entry]) -> list[str]:
-    """What masks are called, without a suffix: the image's name without its own, unless two would be the same."""
-    short = [
-        entry.name[: len(entry.name) - len(suffix_of(Path(entry.name)))] if entry.path.is_file() else entry.name
-        for entry in entries
-    ]
-    often = Counter(stem.casefold() for stem in short)
-    stems = [stem if often[stem.casefold()] == 1 else entry.name for stem, entry in zip(short, entries, strict=True)]
-    for stem, count in Counter(stem.casefold() for stem in stems).items():
-        if count > 1:
-            raise OutputError(f"the masks of {count} images would be called {stem}; rename one of the images")
-    return stems
-
-
-def _names_in_files(runtime: FindingRuntime) -> dict[int, str]:
-    """What each label is called in the names of files."""
-    plain = {one.value: re.sub(r"[^\w.-]+", "_", one.name).strip("_.") for one in runtime.classes}
-    often = Counter(name.casefold() for name in plain.values())
-    return {
-        value: name if name and often[name.casefold()] == 1 else f"{name or 'label'}_{value}"
-        for value, name in plain.items()
-    }
-
-
-def named_masks(output: Path, session: Session) -> dict[int, Path]:
-    """For one image: the path of each label's mask beside `output`, `liver.nii.gz` -> `liver_LABEL.nii.gz`.
-
-    Raises:
-        SettingError: a session without learned prompts.
-    """
-    if not isinstance(session.runtime, FindingRuntime):
-        raise SettingError(f"{session.runtime.model} has no learned prompts; load a file that `palpate learn` made")
-    suffix = suffix_of(output)
-    stem = output.name[: len(output.name) - len(suffix)]
-    names = _names_in_files(session.runtime)
-    return {value: output.with_name(f"{stem}_{name}{suffix}") for value, name in names.items()}
 
 
 def _settings(runtime: FindingRuntime, choices: Choices) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class Book:
                 "give another folder, or make them anew with --overwrite"
             )
         self._done: dict[str, dict[str, Any]] = {}
-        self._owners: dict[str, str] = {}  # the image by its masks' name, in small letters
+        self._owners: dict[str, str] = {}  # the image by its masks' name without class and suffix, in small letters
+        self._makers: dict[str, str] = {}  # the image by a mask's whole name, in small letters
         self._previews: set[str] = set()
         if before == settings and self._path.is_file():
             try:
@@ -51,15 +52,16 @@ class Book:
             for line in lines:
                 self._remember(line)
 
-    def begin(self, entries: Sequence[Entry], stems: Sequence[str]) -> None:
+    def begin(self, entries: Sequence[Entry], stems: Sequence[str], masks: Sequence[Sequence[str]]) -> None:
         """Make the folder, and write down what its masks are made with. Nothing has been written before.
 
-        To overwrite is to forget that these images were done.
+        `masks` are the names that each image's masks may get. To overwrite is to forget that these images were done,
+        and those whose masks may be replaced.
         """
         make_folder(self._folder)
         if self._overwrite:
-            for entry, stem in zip(entries, stems, strict=True):
-                self._forget(entry.name, stem)
+            for entry, stem, names in zip(entries, stems, masks, strict=True):
+                self._forget(entry.name, stem, names)
             with replacing(self._path, overwrite=True) as temporary:
                 ours = [{"previews": sorted(self._previews)}] if self._previews else []
                 lines = [*self._done.values(), *ours]
@@ -96,21 +98,31 @@ class Book:
 
     def _keep(self, name: str, known: dict[str, Any]) -> None:
         """An image that is done, in place of what had its name, or its masks' name."""
-        self._forget(name, known.get("stem"))
+        self._forget(name, known.get("stem"), _masks(known))
         self._done[name] = known
         if "stem" in known:
             self._owners[known["stem"].casefold()] = name
+        self._makers.update({mask.casefold(): name for mask in _masks(known)})
 
-    def _forget(self, name: str, stem: str | None) -> None:
+    def _forget(self, name: str, stem: str | None, masks: Sequence[str]) -> None:
         self._done.pop(name, None)
         owner = None if stem is None else self._owner(stem)
         if owner is not None:
             del self._done[owner["image"]]
+        for mask in masks:
+            if (maker := self._maker(mask)) is not None:
+                del self._done[maker["image"]]
 
     def _owner(self, stem: str) -> dict[str, Any] | None:
         """The image whose masks are called so; it may have got another name for them since."""
         known = self._done.get(self._owners.get(stem.casefold(), ""))
         return known if known is not None and known.get("stem", "").casefold() == stem.casefold() else None
+
+    def _maker(self, mask: str) -> dict[str, Any] | None:
+        """The image that has a mask of this name; with a mask a class, `a_b_c` may be of `a` or of `a_b`."""
+        known = self._done.get(self._makers.get(mask.casefold(), ""))
+        made = known is not None and mask.casefold() in [one.casefold() for one in _masks(known)]
+        return known if made else None
 
     def rows_of(self, entry: Entry) -> list[Row] | None:
         """The rows of an image that is done, or None."""
@@ -132,10 +144,10 @@ class Book:
         there = all((self._folder / row.output).is_file() for row in rows if row.output)
         return rows if there else None
 
-    def check_owners(self, entries: Sequence[Entry], stems: Sequence[str]) -> None:
-        """Refuse to replace the mask of an image that lies elsewhere."""
-        for entry, stem in zip(entries, stems, strict=True):
-            for owner in (self._owner(stem), self._done.get(entry.name)):
+    def check_owners(self, entries: Sequence[Entry], stems: Sequence[str], masks: Sequence[Sequence[str]]) -> None:
+        """Refuse to replace the mask of an image that lies elsewhere; `masks` as in `begin`."""
+        for entry, stem, names in zip(entries, stems, masks, strict=True):
+            for owner in (self._owner(stem), self._done.get(entry.name), *map(self._maker, names)):
                 elsewhere = owner is not None and owner.get("place") not in (None, _place(entry))
                 if owner is not None and elsewhere and self._rows_there(owner):
                     raise OutputError(
@@ -163,6 +175,10 @@ class Book:
                 file.write(("\n" if file.tell() else "") + json.dumps(line))
         except OSError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+
+def _masks(known: dict[str, Any]) -> list[str]:
+    return [row["output"] for row in known["rows"] if row.get("output")]
 
 
 def make_folder(folder: Path) -> None:
