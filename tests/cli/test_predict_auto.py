@@ -103,6 +103,18 @@ class TestOneImage:
             assert answer.json["until_end"] == bool(options)
             assert nibabel.load("m.nii.gz").shape == (24, 24, 4)  # type: ignore[attr-defined]
 
+    def test_it_says_what_came_from_the_card(self, palpate: Run, tmp_path: Path, tiny: "ModelCard") -> None:
+        from tiny_learned import learned_file
+
+        auto = learned_file(tmp_path / "head.safetensors", tiny, modality="MR", intensity="10..60")
+        path = trees.nifti(tmp_path / "head.nii.gz", np.arange(3 * 24 * 24, dtype=np.int16).reshape(3, 24, 24))
+        asked = ("predict", path, "--auto", auto, "-o", "m.nii.gz", "--overwrite")
+        account = palpate(*asked, "--json").json
+        assert (account["modality_origin"], account["intensity_origin"]) == ("card", "card")
+        assert "MR (as in training), window 35/50 (10..60), as in training" in palpate(*asked).out
+        account = palpate(*asked, "--json", "--modality", "MR", "--window", "10..60").json
+        assert (account["modality_origin"], account["intensity_origin"]) == ("given", "given")
+
     def test_a_volume_is_no_png(self, palpate: Run, tmp_path: Path, auto: Path) -> None:
         path = trees.nifti(tmp_path / "ct.nii.gz", np.zeros((4, 24, 24), np.int16))
         answer = palpate("predict", path, "--auto", auto, "-o", "m.png")

@@ -156,7 +156,9 @@ def test_a_network_that_keeps_levels_says_so_in_its_hash() -> None:
 
 def test_images_are_shown_by_the_rule_they_were_learned_with(tiny: ModelCard, tmp_path: Path) -> None:
     path = learned_file(tmp_path / "a.safetensors", tiny, intensity="10..60")
-    assert "10" in session_on(path).find().provenance.intensity
+    made = session_on(path).find().provenance
+    assert "10" in made.intensity
+    assert made.intensity_origin == "card"
     assert (
         session_on(path).find().provenance.intensity
         != session_on(learned_file(tmp_path / "b.safetensors", tiny)).find().provenance.intensity
@@ -169,8 +171,13 @@ def test_an_image_that_does_not_say_what_it_is_is_what_was_learned_from(tiny: Mo
     session.set_image(palpate.Image(values))
     made = session.find().provenance
     assert (made.modality, made.intensity) == ("MR", str(Percentiles()))
+    assert (made.modality_origin, made.intensity_origin) == ("card", "image")
     session.set_image(palpate.Image(values, modality="CT", modality_origin="header"))
-    assert session.find().provenance.modality == "CT"
+    made = session.find().provenance
+    assert (made.modality, made.modality_origin) == ("CT", "header")
+    session.set_image(palpate.Image(values), modality="PET", intensity="min-max")
+    made = session.find().provenance
+    assert (made.modality, made.modality_origin, made.intensity_origin) == ("PET", "given", "given")
 
 
 def test_a_picture_of_8_bits_is_shown_as_it_is_whatever_was_learned_from(tiny: ModelCard, tmp_path: Path) -> None:

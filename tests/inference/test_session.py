@@ -442,6 +442,7 @@ class TestWhatIsToldAboutAResult:
             "modality": "MR",
             "modality_origin": "header",
             "intensity": "minimum..maximum",
+            "intensity_origin": "given",
             "axis": 0,
             "overlap": "score",
             "until_end": True,
@@ -453,7 +454,7 @@ class TestWhatIsToldAboutAResult:
         on(fake_session, BOTH.astype(np.int16) * 8 - 1000)
         made = fake_session.predict(Box(0, 0, 30, 30)).provenance
         assert (made.modality, made.modality_origin) == ("CT", "guessed")
-        assert made.intensity == str(WINDOWS["soft-tissue"])
+        assert (made.intensity, made.intensity_origin) == (str(WINDOWS["soft-tissue"]), "image")
 
     def test_a_rule_may_be_given_as_such(self, fake_session: Session) -> None:
         fake_session.set_image(Image(BOTH, modality="CT"), intensity=MinMax())

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from palpate.inference.session import Session
     from palpate.prompts import Prompt, Target
 
+_BY_CARD = "as in training"
 _PREVIEW_KINDS = {".png": "raster", ".jpg": "raster", ".jpeg": "raster"}
 
 
@@ -355,7 +356,7 @@ def _write(
 def _lines(result: Segmentation, written: list[Path]) -> list[tuple[str, str]]:
     made = result.provenance
     lines = [
-        ("image", f"{_modality(made.modality, made.modality_origin)}, {made.intensity}"),
+        ("image", f"{_modality(made.modality, made.modality_origin)}, {_rule(made.intensity, made.intensity_origin)}"),
         ("model", f"{made.model} (weights {made.weights_hash[:12]}), {made.runtime}"),
     ]
     for item in result.objects:
@@ -370,7 +371,11 @@ def _lines(result: Segmentation, written: list[Path]) -> list[tuple[str, str]]:
 
 
 def _modality(modality: str, origin: str) -> str:
-    return "modality unknown" if modality == "unknown" else f"{modality} ({origin})"
+    return "modality unknown" if modality == "unknown" else f"{modality} ({_BY_CARD if origin == 'card' else origin})"
+
+
+def _rule(intensity: str, origin: str) -> str:
+    return f"{intensity}, {_BY_CARD}" if origin == "card" else intensity
 
 
 def _text(path: Path | None) -> str | None:

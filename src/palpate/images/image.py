@@ -14,7 +14,8 @@ from palpate.images.geometry import Affine, Geometry, affine_from_spacing, check
 Modality = Literal["CT", "MR", "US", "PET", "XR", "photo", "unknown"]
 """`photo` is any picture whose values are already display values: endoscopy, dermoscopy, histology, a screenshot."""
 
-ModalityOrigin = Literal["header", "given", "guessed", "unknown"]
+ModalityOrigin = Literal["header", "given", "card", "guessed", "unknown"]
+"""Who claims it: the file, a person, the card of what was trained (all its images were of one kind), or a guess."""
 
 _PLACED_FORMATS = ("nifti", "nrrd", "dicom", "itk")
 

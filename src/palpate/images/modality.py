@@ -8,7 +8,7 @@ from typing import cast, get_args
 import numpy as np
 
 from palpate.errors import SettingError
-from palpate.images.image import Image, Modality
+from palpate.images.image import Image, Modality, ModalityOrigin
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
@@ -16,16 +16,17 @@ _AIR_HU = -500
 """Only CT stores values this far below zero: air is -1000 HU, the least dense tissue (lung) about -900."""
 
 
-def with_modality(image: Image, modality: str | None = None) -> Image:
+def with_modality(image: Image, modality: str | None = None, *, origin: ModalityOrigin = "given") -> Image:
     """The image with its modality settled: given, from the header, or guessed.
 
-    The one guess: values below -500 mean CT. It is labelled as a guess; other greys stay `unknown`.
+    `origin` says who gives the modality. The one guess: values below -500 mean CT. It is labelled as a guess; other
+    greys stay `unknown`.
 
     Raises:
         SettingError: a modality that does not exist.
     """
     if modality is not None:
-        return replace(image, modality=parse_modality(modality), modality_origin="given")
+        return replace(image, modality=parse_modality(modality), modality_origin=origin)
     if image.modality != "unknown":
         return image
     if image.colour:

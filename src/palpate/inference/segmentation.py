@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -16,6 +16,8 @@ from palpate.images.geometry import Geometry
 from palpate.images.slices import slice_first
 from palpate.prompts.file import target_to_json
 from palpate.prompts.types import Target
+
+IntensityOrigin = Literal["given", "card", "image"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,8 @@ class Provenance:
 
     `overlap` says who gets a pixel that several objects claim: a policy of `predict_all`, or of what was found by
     learned prompts, `logits` (the highest) or `none` (a map of one class). `mode` is one of `Session.find`.
+    `intensity_origin` says whose the rule is: `given` by a person, by the `card` of an adapter or of learned prompts,
+    or the `image`'s own by its modality.
     """
 
     model: str
@@ -61,6 +65,7 @@ class Provenance:
     modality: str
     modality_origin: str
     intensity: str
+    intensity_origin: IntensityOrigin
     axis: int | None
     overlap: str
     until_end: bool

@@ -34,7 +34,7 @@ from palpate.inference.painting import Overlap, paint, score
 from palpate.inference.preview_tiles import preview_of
 from palpate.inference.propagation import SliceMask, Track, doubtful_slices, propagate
 from palpate.inference.runtimes import FindingRuntime, Runtime
-from palpate.inference.segmentation import Provenance, Segmentation, SegmentedObject
+from palpate.inference.segmentation import IntensityOrigin, Provenance, Segmentation, SegmentedObject
 from palpate.models.frame import CanvasPrompt
 from palpate.models.promptable import ImageEmbedding, PromptKind
 from palpate.prompts.types import Box, MaskPrompt, Points, Prompt, Scribble, Target
@@ -51,6 +51,7 @@ class _Scene:
 
     image: Image
     intensity: Intensity
+    intensity_origin: IntensityOrigin
     axis: int | None
     slices: UInt8[np.ndarray, "..."]  # (slice, row, column) or (slice, row, column, 3)
     keys: dict[int, str] = field(default_factory=dict[int, str])  # embedding keys of the slices seen so far
@@ -75,9 +76,10 @@ class Session:
     """One model, one image at a time, many prompts; its memory is the image's embeddings.
 
     `memory_bytes` bounds the embeddings held in main memory; more go to a temporary file. With a `cache`, embeddings
-    are looked up on disk before they are computed, and kept there for the next session. `intensity` is the rule that
-    images are shown by unless `set_image` is told another; without it, each image's own. `modality` is what images are
-    whose files do not say, but for colours and pictures of 8 bits, whose values are made for the eye.
+    are looked up on disk before they are computed, and kept there for the next session. `intensity` and `modality` are
+    what the card of the runtime's adapter or learned prompts says. The one is the rule that images are shown by unless
+    `set_image` is told another; without it, each image's own. The other is what images are whose files do not say, but
+    for colours and pictures of 8 bits, whose values are made for the eye.
 
     >>> import palpate
     >>> session = palpate.load("lite-medsam")                                    # doctest: +SKIP
@@ -123,18 +125,20 @@ class Session:
         previous, self._scene = self._scene, None  # if this image is refused, the last one must not answer for it
         if previous is None or previous.image.array is not image.array:
             self._embeddings.drop_spilled()  # a long row of volumes must not fill the disk
-        if image.modality == "unknown" and not _holds_display_values(image):
-            modality = modality or self._modality
-        image = with_modality(image, modality)
+        if modality is None and image.modality == "unknown" and not _holds_display_values(image):
+            image = with_modality(image, self._modality, origin="card")
+        else:
+            image = with_modality(image, modality)
         if isinstance(intensity, str):
             intensity = parse_intensity(intensity)
+        origin: IntensityOrigin = "given" if intensity else "card" if self._intensity else "image"
         intensity = intensity or self._intensity or intensity_for(image)
         if not image.is_volume and axis is not None:
             raise SettingError(f"a picture has one slice, so there is no axis {axis!r} to cut it along; leave it out")
         slice_axis = slicing_axis(image, axis) if image.is_volume else None
         seen = to_uint8(image, intensity)
         slices = seen[None] if slice_axis is None else slice_first(seen, slice_axis)
-        self._scene = _Scene(image, intensity, slice_axis, slices)
+        self._scene = _Scene(image, intensity, origin, slice_axis, slices)
         if len(slices) == 1:
             self._embedding(0)
 
@@ -562,6 +566,7 @@ class Session:
             modality=scene.image.modality,
             modality_origin=scene.image.modality_origin,
             intensity=str(scene.intensity),
+            intensity_origin=scene.intensity_origin,
             axis=scene.axis,
             overlap=overlap,
             until_end=until_end,
