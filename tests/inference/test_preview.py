@@ -20,14 +20,16 @@ def tile(
     labels: np.ndarray = BLACK_IMAGE,
     pixels: np.ndarray = BLACK_IMAGE,
     pixel_size: tuple[float, float] = (1.0, 1.0),
+    title: str = "",
+    letters: tuple[str, str, str, str] | None = None,
 ) -> Tile:
     targets = [Target(prompts)] if prompts else []
-    return Tile(pixels, labels, targets, "", pixel_size, None)
+    return Tile(pixels, labels, targets, title, pixel_size, letters)
 
 
-def drawn(*tiles: Tile, legend: int = 0) -> np.ndarray:
+def drawn(*tiles: Tile, legend: int = 0, caption: str = "a phantom") -> np.ndarray:
     lines = [LegendLine(label, f"label {label}") for label in range(1, legend + 1)]
-    return np.asarray(draw(tiles, lines, caption="a phantom"))
+    return np.asarray(draw(tiles, lines, caption=caption))
 
 
 def extent(drawing: np.ndarray, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
@@ -126,6 +128,48 @@ class TestTheSheet:
         nothing = np.zeros(shape, dtype=np.uint8)
         drawing = drawn(tile(Box(0, 0, shape[1] - 1, shape[0] - 1), labels=nothing, pixels=nothing))
         assert drawing.shape[1] >= 480
+
+
+class TestWords:
+    """All of them can be read: as many letters' pixels are drawn as on a sheet with room for any line."""
+
+    WORDS = "Dice 0.93  spider_vertebrae_case_0012_slice_0031"
+    TEXT = (228, 230, 235)
+
+    def ink(self, drawing: np.ndarray) -> int:
+        return int((drawing == self.TEXT).all(axis=2).sum())
+
+    @pytest.mark.parametrize("shape", [(200, 30), (200, 4), (30, 200), (4, 200)])
+    @pytest.mark.parametrize("beside", [0, 2], ids=["alone", "of three"])
+    def test_a_title_fits_narrow_and_flat_images(self, shape: tuple[int, int], beside: int) -> None:
+        nothing = np.zeros(shape, dtype=np.uint8)
+        others = [tile() for _ in range(beside)]
+        drawing = drawn(tile(labels=nothing, pixels=nothing, title=self.WORDS), *others)
+        assert self.ink(drawing) == self.ink(drawn(tile(title=self.WORDS), *others))
+
+    @pytest.mark.parametrize("words", ["word " * 40, "w" * 200], ids=["at spaces", "within a name"])
+    def test_a_title_of_several_lines_has_all_its_letters(self, words: str) -> None:
+        per_letter = self.ink(drawn(tile(title="w")))
+        drawing = drawn(tile(title=words), tile(), tile())  # 400 pixels wide
+        assert self.ink(drawing) >= 0.9 * per_letter * words.count("w")
+        assert not (drawing[GAP : GAP + 400, GAP + 401 :] == self.TEXT).any()
+
+    def test_a_flat_image_is_shown_below_its_title(self) -> None:
+        bright = np.full((4, 200), 7, dtype=np.uint8)
+        drawing = drawn(tile(labels=np.zeros_like(bright), pixels=bright, title="sagittal 12"))
+        assert (drawing[GAP + 24 : GAP + 24 + 15, GAP : GAP + 768] == 7).all()
+
+    def test_a_title_does_not_run_into_the_letter_above_the_image(self) -> None:
+        nothing = np.zeros((200, 30), dtype=np.uint8)
+        drawing = drawn(tile(labels=nothing, pixels=nothing, title="sagittal 12", letters=("R", "L", "A", "P")))
+        columns = (drawing[GAP : GAP + 24] == self.TEXT).all(axis=2).any(axis=0)
+        gaps = np.diff(np.flatnonzero(columns))
+        assert gaps.max() >= 12
+
+    def test_a_long_caption_goes_on_in_another_line(self) -> None:
+        nothing = np.zeros((200, 30), dtype=np.uint8)
+        narrow = tile(labels=nothing, pixels=nothing)
+        assert drawn(narrow, caption="percentiles " * 10).shape == (768 + 3 * GAP + 2 * 22, 480, 3)
 
 
 class TestOfASession:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,7 +61,10 @@ def colour_of(label: int) -> tuple[int, int, int]:
 
 
 def draw(tiles: Sequence[Tile], legend: Sequence[LegendLine], *, caption: str) -> Picture.Image:
-    """The tiles side by side (three in a row), the caption and the legend beneath."""
+    """The tiles side by side (three in a row), the caption and the legend beneath.
+
+    No words are cut: beside a narrow image there is room for its title, and long lines are broken.
+    """
     side = _ONE_TILE if len(tiles) == 1 else _MANY_TILES
     drawn = [_draw_tile(tile, side) for tile in tiles]
     per_row = min(3, len(drawn))
@@ -69,7 +74,10 @@ def draw(tiles: Sequence[Tile], legend: Sequence[LegendLine], *, caption: str) -
     heights = [max(t.height for t in row) for row in rows]
     shown = list(legend[:8])
     more = len(legend) - len(shown)
-    lines = 1 + len(shown) + (more > 0)
+    font, indent = _font(15), 20
+    captions = _broken(caption, font, width - 2 * gap)
+    texts = [_broken(line.text, font, width - 2 * gap - indent) for line in shown]
+    lines = len(captions) + sum(map(len, texts)) + (more > 0)
     picture = Picture.new("RGB", (width, sum(heights) + gap * (len(rows) + 2) + _LINE * lines), _BACKGROUND)
     y = gap
     for row, height in zip(rows, heights, strict=True):
@@ -78,14 +86,17 @@ def draw(tiles: Sequence[Tile], legend: Sequence[LegendLine], *, caption: str) -
             picture.paste(tile, (x, y))
             x += tile.width + gap
         y += height + gap
-    pen, font = ImageDraw.Draw(picture), _font(15)
-    pen.text((gap, y), caption, fill=_DIM, font=font)
-    for line in shown:
+    pen = ImageDraw.Draw(picture)
+    for text in captions:
+        pen.text((gap, y), text, fill=_DIM, font=font)
         y += _LINE
+    for line, parts in zip(shown, texts, strict=True):
         pen.rectangle((gap + 1, y + 4, gap + 12, y + 15), fill=colour_of(line.label))
-        pen.text((gap + 20, y), line.text, fill=_TEXT, font=font)
+        for text in parts:
+            pen.text((gap + indent, y), text, fill=_TEXT, font=font)
+            y += _LINE
     if more > 0:
-        pen.text((gap + 20, y + _LINE), f"and {more} more", fill=_DIM, font=font)
+        pen.text((gap + indent, y), f"and {more} more", fill=_DIM, font=font)
     return picture
 
 
@@ -109,8 +120,8 @@ def _draw_tile(tile: Tile, side: int) -> Picture.Image:
     pen = ImageDraw.Draw(picture)
     for target in tile.targets:
         _draw_prompts(pen, target, x_scale, y_scale)
-    _draw_frame(pen, tile, size)
-    return picture
+    _draw_letters(pen, tile, size)
+    return _titled(picture, tile, side)
 
 
 def _draw_prompts(pen: ImageDraw.ImageDraw, target: Target, x_scale: float, y_scale: float) -> None:
@@ -173,20 +184,51 @@ def _mark(pen: ImageDraw.ImageDraw, x: float, y: float, *, positive: bool) -> No
         pen.line((x, y - arm, x, y + arm), fill=(0, 0, 0), width=2)
 
 
-def _draw_frame(pen: ImageDraw.ImageDraw, tile: Tile, size: tuple[int, int]) -> None:
+def _draw_letters(pen: ImageDraw.ImageDraw, tile: Tile, size: tuple[int, int]) -> None:
+    if tile.letters is None:
+        return
     width, height = size
-    font = _font(14)
+    left, right, top, bottom = tile.letters
+    _write(pen, (6, height / 2), left, "lm")
+    _write(pen, (width - 6, height / 2), right, "rm")
+    _write(pen, (width / 2, 5), top, "ma")
+    _write(pen, (width / 2, height - 5), bottom, "md")
 
-    def text(place: tuple[float | int, float | int], words: str, anchor: str) -> None:
-        pen.text(place, words, fill=_TEXT, font=font, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
 
-    text((6, 5), tile.title, "la")
+def _titled(picture: Picture.Image, tile: Tile, side: int) -> Picture.Image:
+    """The picture with its title in the upper left corner; a narrow one gets room beside it, and a flat one above."""
+    if not tile.title:
+        return picture
+    font, margin, line_height = _font(14), 6, 18
+    lines = _broken(tile.title, font, side - 2 * margin)
+    wide, tall = math.ceil(max(map(font.getlength, lines))) + 2 * margin, line_height * len(lines) + margin
     if tile.letters is not None:
-        left, right, top, bottom = tile.letters
-        text((6, height / 2), left, "lm")
-        text((width - 6, height / 2), right, "rm")
-        text((width / 2, 5), top, "ma")
-        text((width / 2, height - 5), bottom, "md")
+        wide = min(2 * (wide + 2 * margin), side)  # it must not touch the letter in the middle
+    above = tall if picture.height < 3 * tall else 0
+    if wide > picture.width or above:
+        bare, picture = picture, Picture.new("RGB", (max(wide, picture.width), picture.height + above), _BACKGROUND)
+        picture.paste(bare, ((picture.width - bare.width) // 2, above))
+    pen = ImageDraw.Draw(picture)
+    for number, line in enumerate(lines):
+        _write(pen, (margin, 5 + line_height * number), line, "la")
+    return picture
+
+
+def _write(pen: ImageDraw.ImageDraw, place: tuple[float | int, float | int], words: str, anchor: str) -> None:
+    pen.text(place, words, fill=_TEXT, font=_font(14), anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+
+
+def _broken(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A text as lines of at most this width, broken at spaces, or within a name that is longer than a line."""
+    lines, line = [], ""
+    for character in re.sub(r"\s", " ", text):
+        if line and font.getlength(line + character) > width:
+            kept, _, rest = (line + character).rpartition(" ")
+            lines.append(kept.rstrip() or line)
+            line = rest if kept.strip() else character
+        else:
+            line += character
+    return [*lines, line]
 
 
 def _enlarged(mask: Bool[np.ndarray, "row column"], size: tuple[int, int]) -> Bool[np.ndarray, "row2 column2"]:
