@@ -7,6 +7,7 @@ from palpate.models.lite_medsam import LiteMedSAM, TinyViT
 from palpate.models.mobile_sam import MobileSAM
 from palpate.models.sam import SamPromptDecoder
 from palpate.models.sam_vit import SAM, VisionTransformer, VitSize
+from palpate.models.swin_lite_medsam import SkipPromptDecoder, SwinEncoder, SwinLiteMedSAM
 
 
 def tiny_lite_medsam() -> LiteMedSAM:
@@ -58,5 +59,20 @@ def tiny_sam() -> SAM:
     for name, parameter in model.image_encoder.named_parameters():
         if "pos" in name:
             torch.nn.init.normal_(parameter, std=0.5)
+    torch.random.set_rng_state(generator_state)
+    return model.eval()
+
+
+def tiny_swin_lite_medsam() -> SwinLiteMedSAM:
+    """A Swin-LiteMedSAM of 90 thousand parameters on a canvas of 64 x 64; its third stage has two pairs of blocks."""
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    model = SwinLiteMedSAM(
+        Frame(size=64, mask_size=64, mask_prompt="picture"),
+        image_encoder=SwinEncoder(widths=(8, 16, 24, 32, 32), heads=(2, 1, 2, 1), pairs=(1, 1, 2, 1), channels=32),
+        prompt_decoder=SkipPromptDecoder(
+            canvas_size=64, grid_stride=4, fine_channels=16, channels=32, heads=2, mlp_channels=32
+        ),
+    )
     torch.random.set_rng_state(generator_state)
     return model.eval()

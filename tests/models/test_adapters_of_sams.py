@@ -1,4 +1,4 @@
-"""What can be trained of LiteMedSAM can be trained of SAM and MobileSAM, and comes back out of a file."""
+"""What can be trained of LiteMedSAM can be trained of SAM, MobileSAM and Swin-LiteMedSAM, and comes back."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +12,9 @@ from palpate.models.adapters import AdapterCard, Trained
 from palpate.models.mobile_sam import MobileSAM
 from palpate.models.promptable import PromptBatch
 from palpate.models.sam_vit import SAM
+from palpate.models.swin_lite_medsam import SwinLiteMedSAM
 from palpate.models.weights import encoder_hash
-from tiny_networks import tiny_mobile_sam, tiny_sam
+from tiny_networks import tiny_mobile_sam, tiny_sam, tiny_swin_lite_medsam
 
 BOTH = ("decoder", "encoder")
 CHOICES = {
@@ -31,7 +32,7 @@ CHOICES = {
 }
 
 
-def answers(network: SAM | MobileSAM) -> Tensor:
+def answers(network: SAM | MobileSAM | SwinLiteMedSAM) -> Tensor:
     dice = torch.Generator().manual_seed(1)
     side = network.frame.mask_size
     batch = PromptBatch(
@@ -45,10 +46,10 @@ def answers(network: SAM | MobileSAM) -> Tensor:
     return torch.cat([found.logits.flatten(), found.predicted_iou.flatten()])
 
 
-@pytest.mark.parametrize("build", [tiny_sam, tiny_mobile_sam])
+@pytest.mark.parametrize("build", [tiny_sam, tiny_mobile_sam, tiny_swin_lite_medsam])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_what_was_trained_comes_back_out_of_the_file(
-    build: Callable[[], SAM | MobileSAM], choice: str, tmp_path: Path
+    build: Callable[[], SAM | MobileSAM | SwinLiteMedSAM], choice: str, tmp_path: Path
 ) -> None:
     trained, network = CHOICES[choice], build()
     untrained, encoder_before = answers(network).detach(), encoder_hash(network)
@@ -102,3 +103,18 @@ def test_bottlenecks_stand_beside_the_mlp_of_each_block_of_a_vit() -> None:
     assert set(found) == {
         f"{m}.{layer}.{kind}" for m in mlps for layer in ("down", "up") for kind in ("weight", "bias")
     }
+
+
+def test_the_last_blocks_of_a_swin_are_counted_through_its_pairs() -> None:
+    found = adapters.trainable(tiny_swin_lite_medsam(), Trained(("last-blocks",), blocks=3))
+    assert {".".join(name.split(".")[1:5]) for name in found if ".stage" in name} == {
+        "stage3.blocks.1.1",
+        "stage4.blocks.0.0",
+        "stage4.blocks.0.1",
+    }
+
+
+def test_the_mask_head_of_a_swin_lite_medsam_is_its_own() -> None:
+    found = adapters.trainable(tiny_swin_lite_medsam(), Trained(("mask-head",)))
+    heads = {name.split(".")[2] for name in found}
+    assert heads == {"mask_tokens", "upscaling1", "upscaling2", "output_hypernetworks_mlps"}

@@ -71,7 +71,9 @@ def add(
                 f"ones could not be checked; take the file from {origin.weights.address} only"
             )
         if origin.unused:
-            typer.echo(f"note: left out, because nothing in {name} reads them: {', '.join(origin.unused)}")
+            first, more = ", ".join(origin.unused[:4]), len(origin.unused) - 4
+            others = f" and {more} others" if more > 0 else ""
+            typer.echo(f"note: left out, because nothing in {name} reads them: {first}{others}")
 
 
 @app.command()

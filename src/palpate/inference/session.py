@@ -479,26 +479,28 @@ class Session:
             if z_range is not None and not z_range[0] <= z <= z_range[1]:
                 raise PromptError(f"the prompted slice {z} lies outside the slice range {z_range[0]}..{z_range[1]}")
         placed: list[Prompt] = []
+        boxed = _has_box(target)
         for prompt in target.prompts:
             if not as_it_is:
-                self._check_supported(prompt, notes)
+                self._check_supported(prompt, notes, beside_box=boxed)
             inside = prompt.inside(scene.shape)
             if isinstance(prompt, Box) and inside != prompt:
                 notes[f"the box {prompt} reached over the border and was cut to {inside}"] = None
             placed.append(replace(inside, z=z) if not isinstance(inside, Points) else _on_slice(inside, z))
         return replace(target, prompts=tuple(placed), z_range=z_range)
 
-    def _check_supported(self, prompt: Prompt, notes: dict[str, None]) -> None:
+    def _check_supported(self, prompt: Prompt, notes: dict[str, None], *, beside_box: bool) -> None:
         kind, support = _KINDS[type(prompt)], self.runtime.prompts
-        if kind in support.trained:
+        way = support.way(kind, beside_box=beside_box)
+        if way == "trained":
             return
         trained = ", ".join(support.trained)
-        if kind in support.through_boxes:
+        if way == "through-boxes":
             notes[
                 f"{self.runtime.model} was trained with {trained} prompts only; the {kind} prompt was answered by the "
                 "box that fits it best, so look at the mask, or draw a box"
             ] = None
-        elif kind in support.accepted:
+        elif way == "accepted":
             notes[
                 f"{self.runtime.model} was trained with {trained} prompts only; a {kind} prompt works less well, so "
                 "look at the mask, or add a box"
@@ -511,7 +513,8 @@ class Session:
         whole = (0, scene.depth - 1) if until_end else (start, start)
         first, last = target.z_range or whole
         prompt = self.runtime.frame.prompts(target.prompts, scene.shape)
-        if any(_KINDS[type(mark)] in self.runtime.prompts.through_boxes for mark in target.prompts):
+        ways = {self.runtime.prompts.way(_KINDS[type(mark)], beside_box=_has_box(target)) for mark in target.prompts}
+        if "through-boxes" in ways:
             content = self.runtime.frame.content_shape(scene.shape)
             box = best_box(prompt, lambda prompts: self._answers(start, prompts), content=content)
             prompt = CanvasPrompt(box=box)
@@ -572,6 +575,10 @@ class Session:
             until_end=until_end,
             palpate_version=version("palpate"),
         )
+
+
+def _has_box(target: Target) -> bool:
+    return any(isinstance(prompt, Box) for prompt in target.prompts)
 
 
 def _holds_display_values(image: Image) -> bool:

@@ -414,8 +414,11 @@ def _freed_whole(network: nn.Module, part: Part, trained: Trained) -> list[nn.Mo
         return [network.get_submodule("prompt_decoder.mask_decoder")]
     if part == "mask-head":
         decoder = network.get_submodule("prompt_decoder.mask_decoder")
-        names = ("mask_tokens", "upscale_conv1", "upscale_layer_norm", "upscale_conv2", "output_hypernetworks_mlps")
-        return [decoder.get_submodule(name) for name in names]
+        return [
+            child
+            for name, child in decoder.named_children()
+            if name.startswith(("upscal", "mask_tokens", "output_hypernetworks"))
+        ]
     if part == "prompt-encoder":
         return [network.get_submodule("prompt_decoder.prompt_encoder")]
     return _last_blocks(network, trained.blocks) if part == "last-blocks" else []
@@ -432,11 +435,13 @@ def _free_biases_and_norms(module: nn.Module) -> None:
 def _last_blocks(network: nn.Module, count: int) -> list[nn.Module]:
     """The last blocks of the image encoder, and its neck, which reads them."""
     encoder = network.get_submodule("image_encoder")
-    layers = list(cast("nn.Sequential", encoder.get_submodule("layers")))
+    stages = [child for name, child in encoder.named_children() if name.startswith("stage")]
+    layers = stages or list(cast("nn.Sequential", encoder.get_submodule("layers")))
     blocks = [
         block
         for layer in layers
-        for block in (cast("nn.Sequential", layer.blocks) if hasattr(layer, "blocks") else [layer])
+        for some in (cast("nn.Sequential", layer.blocks) if hasattr(layer, "blocks") else [layer])
+        for block in (some if isinstance(some, nn.Sequential) else [some])  # Swin's come in pairs
     ]
     if count > len(blocks):
         raise SettingError(f"the encoder has {len(blocks)} blocks, not {count}")

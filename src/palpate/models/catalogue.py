@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palpate.errors import UnknownModel
-from palpate.models.frame import LITE_MEDSAM_FRAME, MEDSAM2_FRAME, MEDSAM_FRAME, SAM2_FRAME, SAM_FRAME, Frame
+from palpate.models.frame import (
+    LITE_MEDSAM_FRAME,
+    MEDSAM2_FRAME,
+    MEDSAM_FRAME,
+    SAM2_FRAME,
+    SAM_FRAME,
+    SWIN_LITE_MEDSAM_FRAME,
+    Frame,
+)
 from palpate.models.promptable import PromptableModel, PromptKind, PromptSupport, WeightsSource
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from palpate.models.sam2 import SAM2
     from palpate.models.sam2 import Size as HieraSize
     from palpate.models.sam_vit import SAM, Size
+    from palpate.models.swin_lite_medsam import SwinLiteMedSAM
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,12 @@ def _lite_medsam() -> "LiteMedSAM":
     return LiteMedSAM.untrained(LITE_MEDSAM_FRAME)
 
 
+def _swin_lite_medsam() -> "SwinLiteMedSAM":
+    from palpate.models.swin_lite_medsam import SwinLiteMedSAM
+
+    return SwinLiteMedSAM.untrained(SWIN_LITE_MEDSAM_FRAME)
+
+
 def _sam(size: "Size", frame: Frame) -> "SAM":
     from palpate.models.sam_vit import SAM
 
@@ -134,6 +149,18 @@ def _vit_to_segment_anything(state: dict[str, Any]) -> dict[str, Any]:
     from palpate.models.sam_vit import to_segment_anything
 
     return to_segment_anything(state)
+
+
+def _from_swin_lite_medsam(state: dict[str, Any]) -> dict[str, Any]:
+    from palpate.models.swin_lite_medsam import from_authors
+
+    return from_authors(state)
+
+
+def _to_swin_lite_medsam(state: dict[str, Any]) -> dict[str, Any]:
+    from palpate.models.swin_lite_medsam import to_authors
+
+    return to_authors(state)
 
 
 def _from_sam2(state: dict[str, Any]) -> dict[str, Any]:
@@ -178,6 +205,19 @@ def adapted(
     )
 
 
+SWIN_DEAD = (
+    "mask_decoder.prompt1.",
+    "mask_decoder.prompt2.",
+    *(
+        f"image_encoder.stage{stage}.blocks.{pair}.1.attention_block.fn.fn.{side}_mask"
+        for stage, pairs in enumerate((1, 1, 3, 1), start=1)
+        for pair in range(pairs)
+        for side in ("upper_lower", "left_right")
+    ),
+)
+"""What Swin-LiteMedSAM's file holds and nothing reads: blocks that are never called, and masks of shifted windows,
+which follow from their size."""
+
 LITE_MEDSAM = ModelCard(
     name="lite-medsam",
     summary="MedSAM distilled into a small encoder; boxes on 2D images of any modality, without a GPU",
@@ -202,6 +242,36 @@ LITE_MEDSAM = ModelCard(
     ),
     arxiv="2304.12306",
 )
+
+SWIN_LITE_MEDSAM = ModelCard(
+    name="swin-lite-medsam",
+    summary="MedSAM distilled into a Swin encoder with skip connections; makes points and a scribble from each box",
+    parameters=15_589_692,
+    build=_swin_lite_medsam,
+    frame=SWIN_LITE_MEDSAM_FRAME,
+    prompts=PromptSupport(
+        trained=("box",), through_boxes=("points", "scribble", "mask"), beside_box=("points", "scribble")
+    ),
+    layout="swin-lite-medsam",
+    rename=_from_swin_lite_medsam,
+    restore=_to_swin_lite_medsam,
+    weights=WeightsSource(
+        sha256=None,
+        size_bytes=None,
+        file="Swin_LiteMedSAM.pth",
+        address="https://drive.google.com/file/d/1x587vVKtPZ2sGcC29gKsHO0Ha7YZTVO4",
+    ),
+    content_sha256=None,
+    licence="MIT",
+    paper=(
+        "Gao, Lyu, Staring: Swin-LiteMedSAM: a lightweight box-based segment anything model for large-scale medical "
+        "image datasets. CVPR 2024 challenge 'Segment Anything in Medical Images on Laptop'"
+    ),
+    arxiv="2409.07172",
+    unused=SWIN_DEAD,
+)
+"""The file holds 36,767,846 numbers: 21,129,002 of blocks that are never called and 49,152 of masks that follow from
+the size of a window are left out."""
 
 SAM_PROMPTS = PromptSupport(trained=("box", "points"), accepted=("scribble", "mask"), best_of_three=True)
 """What SAM takes. A scribble becomes points; mask prompts were the network's own earlier answers in training."""
@@ -371,6 +441,7 @@ CARDS: tuple[ModelCard, ...] = (
         summary="LiteMedSAM that forgives boxes drawn too tight; its mask decoder was taught by palpate",
         content_sha256="72ff961c1aadc65fd888656fa088b6976b17416be9e96c4f6c0e81543e4cc7e6",
     ),
+    SWIN_LITE_MEDSAM,
     MEDSAM,
     MOBILE_SAM,
     SAM_VIT_B,

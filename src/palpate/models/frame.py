@@ -50,6 +50,8 @@ class Frame:
       by its deviation (SAM, SAM 2).
     - `coordinates`: `centres` maps centres of pixels to where they come to lie; `scaled` multiplies positions by
       the resize factor and no more, as SAM, MedSAM and SAM 2 do (up to half a canvas pixel beside it).
+    - `mask_prompt`: what goes in beside the tokens, `logits` of a first guess (SAM), or a `picture`, 1 on what is drawn
+      and 0 elsewhere; scribbles on the object then go there as well (Swin-LiteMedSAM).
     - `interpolate`: what is brought home bilinearly, the logits or, as MedSAM does, their probabilities.
     """
 
@@ -60,6 +62,7 @@ class Frame:
     resampling: Literal["area", "bilinear", "cubic"] = "area"
     intensities: Literal["min-max", "imagenet"] = "min-max"
     coordinates: Literal["centres", "scaled"] = "centres"
+    mask_prompt: Literal["logits", "picture"] = "logits"
     interpolate: Literal["logits", "probabilities"] = "logits"
 
     def content_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -92,8 +95,8 @@ class Frame:
         """One object's prompts on the canvas of an image of `shape` (rows, columns).
 
         Prompts must lie inside the image; see `Prompt.inside`. Of several boxes or masks there can be only one.
-        Scribbles become points that are spread along them; models that take a scribble as a picture do that
-        themselves.
+        Scribbles become points that are spread along them, or a mask where that is a picture (what is drawn beside the
+        object becomes points there too).
 
         Raises:
             PromptError: no prompt, or two of a kind that allows one.
@@ -103,7 +106,15 @@ class Frame:
         points: list[tuple[float, float]] = []
         labels: list[int] = []
         for prompt in prompts:
-            if isinstance(prompt, Scribble):
+            if isinstance(prompt, Scribble) and self.mask_prompt == "picture":
+                stroke = (self._coverage(prompt.positive) > 0).astype(np.float32)[None]  # also one too thin for a cell
+                mask = stroke if mask is None else np.maximum(mask, stroke)
+                if prompt.negative is None:
+                    continue
+                spread = prompt.points()
+                beside = [xy for xy, on in zip(spread.coordinates, spread.labels, strict=True) if not on]
+                prompt = Points(beside, [0] * len(beside))
+            elif isinstance(prompt, Scribble):
                 prompt = prompt.points()
             if isinstance(prompt, Box):
                 if box is not None:
@@ -197,7 +208,8 @@ class Frame:
         return self.size / max(shape), self.size / max(shape)
 
     def _mask(self, prompt: MaskPrompt, shape: tuple[int, int]) -> Float32[np.ndarray, "1 row column"]:
-        return ((2 * self._coverage(prompt.mask) - 1) * MASK_PROMPT_LOGIT)[None]
+        coverage = self._coverage(prompt.mask)[None]
+        return coverage if self.mask_prompt == "picture" else (2 * coverage - 1) * MASK_PROMPT_LOGIT
 
     def _coverage(self, mask: Bool[np.ndarray, "row column"]) -> Float32[np.ndarray, "mask_size mask_size"]:
         """The share of each cell of the mask's grid that the mask covers."""
@@ -213,6 +225,8 @@ MASK_PROMPT_LOGIT = 10.0
 """A mask prompt is given as logits: plus this inside, minus this outside, in between where a pixel is half covered."""
 
 LITE_MEDSAM_FRAME = Frame(size=256, mask_size=256, box_rounding="truncate")
+
+SWIN_LITE_MEDSAM_FRAME = replace(LITE_MEDSAM_FRAME, mask_prompt="picture")
 
 MEDSAM_FRAME = Frame(
     size=1024,

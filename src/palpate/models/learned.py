@@ -262,7 +262,7 @@ class Finder(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         decoder = self.decoder
         if isinstance(decoder, SamPromptDecoder):
-            logits, ious, token = decoder.answer(cells, sparse, dense, first=self.object_token)
+            logits, ious, token = decoder.answer(cells, sparse, dense, levels=levels, first=self.object_token)
             assert token is not None
             objects = self.object_head(token)
         else:

@@ -19,7 +19,7 @@ Parameters are named as in the released checkpoints, so the encoder's weights lo
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -215,6 +215,15 @@ class AttentionStage(nn.Module):
         return x if self.downsample is None else self.downsample(x)
 
 
+class Maps(NamedTuple):
+    """What an encoder gives after each of its four stages; `fine` is twice as fine as the others."""
+
+    fine: Float[Tensor, "image first fine_row fine_column"]
+    early: Float[Tensor, "image second row column"]
+    middle: Float[Tensor, "image third row column"]
+    late: Float[Tensor, "image fourth row column"]
+
+
 class TinyViT(nn.Module):
     """The image encoder of LiteMedSAM (`stem="pointwise"`) and of MobileSAM (`stem="strided"`).
 
@@ -238,6 +247,7 @@ class TinyViT(nn.Module):
         self.channels = channels
         self.stride = 4 if stem == "pointwise" else 16
         first, second, third, fourth = widths
+        self.widths = (second, third, fourth, fourth)  # of the maps
         self.patch_embed = PatchEmbed(first, stem)
         self.layers = nn.Sequential(
             ConvStage(first, second, depth=depths[0], stride=2),
@@ -259,16 +269,17 @@ class TinyViT(nn.Module):
 
     def forward(self, canvas: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image channel row column"]:
         """Features of each canvas, on a grid of (height / stride, width / stride)."""
-        return self.neck(self.stages(canvas)[-1])
+        return self.neck(self.maps(canvas).late)
 
-    def stages(
-        self, canvas: Float[Tensor, "image 3 height width"]
-    ) -> tuple[Float[Tensor, "image fourth row column"], Float[Tensor, "image fourth row column"]]:
-        """What the last stage but one and the last one give, on the grid of the features."""
+    def maps(self, canvas: Float[Tensor, "image 3 height width"]) -> Maps:
+        """What the four stages give; the last three are on the grid of the features."""
         # Stored with the channels last, the convolutions run faster on a CPU and the attention stages need no copies.
         x = self.patch_embed(canvas.contiguous(memory_format=torch.channels_last))
-        before = self.layers[:-1](x)
-        return before, self.layers[-1](before)
+        found: list[Tensor] = []
+        for stage in self.layers:
+            x = stage(x)
+            found.append(x)
+        return Maps(*found)
 
 
 class LiteMedSAM(nn.Module):
@@ -304,8 +315,8 @@ class LiteMedSAM(nn.Module):
 
         Raises `ImageError` for any other shape: the decoder knows the positions of one grid only.
         """
-        levels = self.image_encoder.stages(self.prompt_decoder.checked_canvas(canvas))
-        return ImageEmbedding(self.image_encoder.neck(levels[-1]), levels if self.keep_levels else ())
+        maps = self.image_encoder.maps(self.prompt_decoder.checked_canvas(canvas))
+        return ImageEmbedding(self.image_encoder.neck(maps.late), maps[2:] if self.keep_levels else ())
 
     def decode(
         self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False

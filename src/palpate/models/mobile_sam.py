@@ -41,8 +41,8 @@ class MobileSAM(nn.Module):
 
         Raises `ImageError` for any other shape: the decoder knows the positions of one grid only.
         """
-        levels = self.image_encoder.stages(self.prompt_decoder.checked_canvas(canvas))
-        return ImageEmbedding(self.image_encoder.neck(levels[-1]), levels if self.keep_levels else ())
+        maps = self.image_encoder.maps(self.prompt_decoder.checked_canvas(canvas))
+        return ImageEmbedding(self.image_encoder.neck(maps.late), maps[2:] if self.keep_levels else ())
 
     def decode(
         self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False

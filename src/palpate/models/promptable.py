@@ -136,9 +136,20 @@ class PromptSupport:
     """Answered by the box that fits them best, because the network makes nothing of them; see
     `palpate.inference.box_search`."""
 
+    beside_box: tuple[PromptKind, ...] = field(default=())
+    """Those of the last kind that it was trained with beside a box, and takes as they are where there is one."""
+
     best_of_three: bool = False
     """Whether a lone point is answered by the best of the model's three candidates (SAM): one point may mean a part,
     an object or a group of them, and the single mask was trained to be none of these."""
+
+    def way(self, kind: PromptKind, *, beside_box: bool) -> Literal["trained", "accepted", "through-boxes"] | None:
+        """How a prompt is taken that comes with a box or without; None: not at all."""
+        if kind in self.trained or (beside_box and kind in self.beside_box):
+            return "trained"
+        if kind in self.through_boxes:
+            return "through-boxes"
+        return "accepted" if kind in self.accepted else None
 
     def also_trained_with(self, kinds: Sequence[PromptKind]) -> PromptSupport:
         """The same after training with further kinds of prompts, which then go to the network as they are.

@@ -14,7 +14,7 @@ SAM reads a prompt as tokens, and the number of tokens is part of what it was tr
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -48,6 +48,9 @@ class SamPromptDecoder(nn.Module):
     The canvas is square, `canvas_size` pixels wide; the image embedding has one cell for `grid_stride` x `grid_stride`
     of them. Masks come out with four times as many rows and columns as the embedding.
     """
+
+    levels_read = 0
+    """How many of an embedding's levels masks are made from."""
 
     def __init__(
         self,
@@ -120,7 +123,9 @@ class SamPromptDecoder(nn.Module):
 
         Raises `PromptError` if the batch holds no prompt at all, or if its parts do not fit together.
         """
-        features = torch.as_tensor(embedding.features).to(self.no_mask)
+        features, *levels = (
+            torch.as_tensor(x).to(self.no_mask) for x in (embedding.features, *embedding.levels[: self.levels_read])
+        )
         asked = prompt_tensors(prompts, images=len(embedding), mask_size=4 * self.grid_size, device=features.device)
 
         # Each chunk is a forward pass of its own; gradients flow through all of them.
@@ -130,8 +135,10 @@ class SamPromptDecoder(nn.Module):
         at_once = self.objects_at_once or usual
         for start in range(0, len(prompts), at_once):
             some = slice(start, start + at_once)
+            places = asked.image_index[some]
             chunk_logits, chunk_ious = self(
-                features[asked.image_index[some]],
+                features[places],
+                levels=[level[places] for level in levels],
                 **asked.at(some),
                 multimask_output=multimask_output,
             )
@@ -146,18 +153,19 @@ class SamPromptDecoder(nn.Module):
         self,
         features: Float[Tensor, "object channel row column"],
         *,
+        levels: Sequence[Tensor] = (),
         boxes: Float[Tensor, "object 4"] | None = None,
         points: Float[Tensor, "object point 2"] | None = None,
         point_labels: Int[Tensor, "object point"] | None = None,
         masks: Float[Tensor, "object 1 mask_row mask_column"] | None = None,
         multimask_output: bool = False,
     ) -> tuple[Float[Tensor, "object mask mask_row mask_column"], Float[Tensor, "object mask"]]:
-        """Logits and predicted IoU of each object, given the features of the image it lies on.
+        """Logits and predicted IoU of each object, given the features (and levels) of the image it lies on.
 
         The plain computation, for export: nothing is checked and everything is computed at once. Use `decode`.
         """
         sparse, dense = self.prompt_embeddings(boxes=boxes, points=points, point_labels=point_labels, masks=masks)
-        logits, ious, _ = self.answer(features, sparse, dense, multimask_output=multimask_output)
+        logits, ious, _ = self.answer(features, sparse, dense, levels=levels, multimask_output=multimask_output)
         return logits, ious
 
     def prompt_embeddings(
@@ -190,6 +198,7 @@ class SamPromptDecoder(nn.Module):
         sparse: Float[Tensor, "object prompt_token channel"] | None,
         dense: Float[Tensor, "any_object channel row column"],
         *,
+        levels: Sequence[Tensor] = (),
         multimask_output: bool = False,
         first: Float[Tensor, "1 channel"] | None = None,
     ) -> tuple[
@@ -207,7 +216,7 @@ class SamPromptDecoder(nn.Module):
         tokens, cells = self._attended(features + dense, sparse, positions, first)
         own, tokens = (None, tokens) if first is None else (tokens[:, 0], tokens[:, 1:])
         wanted = slice(1, None) if multimask_output else slice(0, 1)
-        logits = self._masks(cells, tokens[:, 1 : 1 + self.mask_decoder.num_mask_tokens][:, wanted], wanted)
+        logits = self._masks(cells, tokens[:, 1 : 1 + self.mask_decoder.num_mask_tokens][:, wanted], wanted, levels)
         return logits, self.mask_decoder.iou_prediction_head(tokens[:, 0])[:, wanted], own
 
     def _attended(
@@ -237,8 +246,9 @@ class SamPromptDecoder(nn.Module):
         cells: Float[Tensor, "object cell channel"],
         tokens: Float[Tensor, "object mask channel"],
         wanted: slice,
+        levels: Sequence[Tensor],
     ) -> Float[Tensor, "object mask mask_row mask_column"]:
-        """Logits of the wanted masks.
+        """Logits of the wanted masks. (SAM makes them from what the transformer gives alone, without `levels`.)
 
         A transposed convolution of 2 x 2 with stride 2 is a linear layer that gives each cell four parts, and all that
         follows up to the logits works place by place. So the channels stay last and the parts stay where they
