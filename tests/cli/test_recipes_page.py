@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from palpate.models.adapters import Part, Trained, Where
+from palpate.training.distill_recipe import DistillRecipe, distill_recipe_from
 from palpate.training.learn_recipe import (
     PEFT,
     USUAL,
@@ -54,6 +55,7 @@ def _shown(text: str) -> Any:
         ("[loss]", asdict(Loss())),
         ("The file itself", recipe_from({"data": {"path": "p"}}).described()),
         ("Recipes of palpate learn", learn_recipe_from({"data": {"path": "p"}}).described()),
+        ("Recipes of palpate distill", distill_recipe_from({"data": {"path": "p"}}).described()),
         ("[data] of palpate learn", LearnDataRecipe(path="p").model_dump(mode="json")),
         ("[mix] of palpate learn", MixRecipe().model_dump(mode="json")),
         ("[loss] of palpate learn", {one.name: one.default for one in fields(LearningLoss)}),
@@ -78,6 +80,7 @@ def test_required_is_what_cannot_be_left_out() -> None:
         "The file itself": Recipe,
         "Recipes of palpate learn": LearnRecipe,
         "[data] of palpate learn": LearnDataRecipe,
+        "Recipes of palpate distill": DistillRecipe,
     }
     for heading, model in sections.items():
         required = {name for name, field in model.model_fields.items() if field.is_required()}
@@ -86,12 +89,13 @@ def test_required_is_what_cannot_be_left_out() -> None:
 
 def test_the_recipes_on_the_page_hold_together() -> None:
     examples = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     longer = [recipe_from(tomllib.loads(text)) for text in examples[:2]][1]
     assert longer.prompts[0].severity == (0.0, 0.25)
     assert (longer.loss.iou, longer.loss.teacher) == (1.0, 0.5)
     learnt = learn_recipe_from(tomllib.loads(examples[2]))
     assert (learnt.data.shots, learnt.mix.box, learnt.trained) == (10, 0.6, PEFT["lora"])
+    assert distill_recipe_from(tomllib.loads(examples[3])).data.flips == ("x", "y")
 
 
 def test_the_optimiser_of_learning_has_the_defaults_of_the_page() -> None:

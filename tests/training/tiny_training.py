@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from palpate.models.frame import Frame
 from palpate.models.lite_medsam import LiteMedSAM, TinyViT
 from palpate.models.promptable import PromptSupport, WeightsSource
 from palpate.models.sam import SamPromptDecoder, from_segment_anything, to_segment_anything
+from palpate.models.swin_lite_medsam import SkipPromptDecoder, SwinEncoder, SwinLiteMedSAM
 
 NAME = "tiny"
+SWIN = "tiny-swin"
 SIDE = 32
 
 
@@ -61,12 +64,32 @@ def card() -> ModelCard:
     )
 
 
+def build_swin() -> SwinLiteMedSAM:
+    """As many channels and cells as the tiny model has; other weights each time."""
+    return SwinLiteMedSAM(
+        Frame(size=SIDE, mask_size=SIDE, mask_prompt="picture"),
+        image_encoder=SwinEncoder(widths=(8, 16, 16, 32, 32), heads=(1, 1, 1, 1), pairs=(1, 1, 1, 1), channels=32),
+        prompt_decoder=SkipPromptDecoder(
+            canvas_size=SIDE, grid_stride=4, fine_channels=16, channels=32, heads=2, mlp_channels=32
+        ),
+    ).eval()
+
+
+def swin_card() -> ModelCard:
+    return replace(
+        catalogue.SWIN_LITE_MEDSAM,
+        name=SWIN,
+        build=build_swin,
+        frame=Frame(size=SIDE, mask_size=SIDE, mask_prompt="picture"),
+    )
+
+
 def register() -> None:
-    """Put the model into the catalogue, and its weights where PALPATE_HOME says."""
+    """Put the models into the catalogue, and the weights of the first where PALPATE_HOME says."""
     import safetensors.torch
 
     if not any(one.name == NAME for one in catalogue.CARDS):
-        catalogue.CARDS = (*catalogue.CARDS, card())
+        catalogue.CARDS = (*catalogue.CARDS, card(), swin_card())
     path = catalogue.stored(NAME)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from palpate.cli import compare, data, embed, evaluate, finetune, info, learn, models, predict
+from palpate.cli import compare, data, distill, embed, evaluate, finetune, info, learn, models, predict
 from palpate.cli.terminal import command_line
 from palpate.inference.processes import be_quick
 
@@ -26,6 +26,7 @@ app.command("evaluate", no_args_is_help=True)(evaluate.evaluate)
 app.command("evaluate compare", no_args_is_help=True, hidden=True)(compare.compare)
 app.command("finetune", no_args_is_help=True)(finetune.finetune)
 app.command("learn", no_args_is_help=True)(learn.learn)
+app.command("distill", no_args_is_help=True)(distill.distill)
 app.command("embed", no_args_is_help=True)(embed.embed)
 app.command("info", no_args_is_help=True)(info.info)
 app.add_typer(data.app, name="data")

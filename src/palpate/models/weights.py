@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from palpate.errors import SettingError, WeightsError
+from palpate.errors import OutputError, SettingError, WeightsError
 from palpate.images.formats import replacing
 from palpate.models import adapters, catalogue
 from palpate.models.catalogue import Adapted, ModelCard, card, home, stored
@@ -163,11 +163,29 @@ def merge(adapter: Path, output: Path, *, share: float = 1.0, weights: Path | No
         "share": f"{share:g}",
         "licence": made.card.licence,
     }
-    # Tensors of a network may share memory, which safetensors refuses.
-    whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-    with replacing(output, overwrite=True) as temporary:
-        temporary.write_bytes(safetensors.torch.save(whole, metadata=about))
+    write_checkpoint(state, output, about=about)
     return content_hash(state)
+
+
+def write_checkpoint(state: Mapping[str, Tensor], output: Path, *, about: Mapping[str, str]) -> None:
+    """Write a whole network's tensors, under the names of its original release, so that `load(weights=...)` reads them.
+
+    `about` goes into the file's metadata. A file at `output` is replaced.
+
+    Raises:
+        OutputError: the file cannot be written, or a weight is no finite number.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise OutputError(f"{name} holds numbers that are not finite; nothing was written")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {output} ({error.strerror or error}); choose another place") from error
+    # Tensors of a network may share memory, which safetensors refuses.
+    whole = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    with replacing(output, overwrite=True) as temporary:
+        temporary.write_bytes(safetensors.torch.save(whole, metadata=dict(about)))
 
 
 def _of_file(chosen: ModelCard, path: Path) -> tuple[nn.Module, str]:

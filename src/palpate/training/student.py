@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from palpate.datasets.case import Case
@@ -25,14 +24,12 @@ from palpate.models.frame import CanvasPrompt, Frame
 from palpate.models.promptable import ImageEmbedding, PromptableModel
 from palpate.training.items import Item
 from palpate.training.moving_weights import MovingWeights
+from palpate.training.pictures import Pictures
 from palpate.training.recipe import Recipe
 from palpate.training.scenes import Scene, Sight, Views, sights_of
 
 MICRO_BATCH = 8
 """Objects whose gradients are computed together; more only take more memory."""
-
-PICTURE_BYTES = 10**9
-"""How much memory the pixels of scenes may take, where the encoder moves and needs them again and again."""
 
 TAUGHT_OBJECTS = 4000
 """How many answers of the teacher stay in memory: half a gigabyte at 256 x 256."""
@@ -49,9 +46,10 @@ class Student:
     recipe: Recipe
     device: torch.device
     weights: MovingWeights
-    _pictures: dict[tuple[object, ...], np.ndarray]
     _taught: dict[tuple[object, ...], Tensor]
-    _looking: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        self.pixels = Pictures(self.sights)
 
     @property
     def frame(self) -> Frame:
@@ -78,23 +76,6 @@ class Student:
         if found is None:
             found = self.runtime.encode(self.frame.canvas(self.pixels(scene))[None])
             self.cache.put(scene.key, found)
-        return found
-
-    def pixels(self, scene: Scene) -> UInt8[np.ndarray, "row column *colour"]:
-        """The scene's image; those used lately stay in memory. Any thread may ask."""
-        with self._looking:
-            return self._pixels(scene)
-
-    def _pixels(self, scene: Scene) -> np.ndarray:
-        if scene.identity not in self._pictures:
-            for sight in self.sights(scene.case):
-                # A copy: a slice would keep its whole volume in memory.
-                self._pictures[sight.scene.identity] = sight.pixels.copy()
-        found = self._pictures.pop(scene.identity)
-        self._pictures[scene.identity] = found
-        held = sum(picture.nbytes for picture in self._pictures.values())
-        while held > PICTURE_BYTES and len(self._pictures) > 1:
-            held -= self._pictures.pop(next(iter(self._pictures))).nbytes
         return found
 
     def sights(self, case: Case, views: Views | None = None) -> Iterable[Sight]:
@@ -181,7 +162,6 @@ def student(recipe: Recipe, cache: EmbeddingCache, device: torch.device) -> Stud
         recipe=recipe,
         device=device,
         weights=MovingWeights(parameters, ema=recipe.optimiser.ema, anchor=recipe.loss.anchor, half=recipe.half),
-        _pictures={},
         _taught={},
     )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 
 from palpate.metrics import dice
+from palpate.models.promptable import ImageEmbedding
 from palpate.training.items import Item
-from palpate.training.student import Student
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +24,23 @@ class Measured:
     samples: Sequence[tuple[Item, np.ndarray]]
 
 
+@runtime_checkable
+class Answering(Protocol):
+    """What is measured: a `Student`, or what answers like one."""
+
+    def features(self, items: Sequence[Item]) -> ImageEmbedding:
+        """The embeddings of the items' scenes, one for each item."""
+        ...
+
+    def mask(
+        self, features: ImageEmbedding, item: Item, autocast: AbstractContextManager[Any]
+    ) -> Bool[np.ndarray, "row column"]:
+        """What is found for one item, in image pixels; `features` are of this item alone."""
+        ...
+
+
 def measure(
-    student: Student,
+    student: Answering,
     items: Mapping[str, Sequence[Item]],
     *,
     fabric: Any,

@@ -1,0 +1,177 @@
+"""`palpate distill RECIPE.toml -o FILE`: an image encoder learns to give the embeddings of another one."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from palpate.cli.finetune import Teller, leads, several, slices_of, text_of
+from palpate.cli.terminal import bytes_of, command_line, cores, reporting_errors, say, say_json, size_text
+from palpate.errors import SettingError
+from palpate.models import DEFAULT
+
+if TYPE_CHECKING:
+    from palpate.training.distill import Distilled
+    from palpate.training.distill_recipe import DistillRecipe
+
+
+def distill(
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="RECIPE.toml", help="All settings in a file; see docs/reference/recipes.md."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The checkpoint: student.safetensors.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A manifest.csv or its folder, an nnU-Net, npy or npz folder, or images.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="The model whose encoder learns (default: swin-lite-medsam).")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="What it starts from: random, released, or a checkpoint (default: random).")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help=f"The model it learns from (default: {DEFAULT}).")] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option(help="A checkpoint of the teacher instead of the known one.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="The folder of labels, where data is a folder of images.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Only these datasets of the data. Repeatable, or commas.")
+    ] = None,
+    flips: Annotated[
+        list[str] | None, typer.Option(help="Flipped views as well: x, y, xy. Repeatable, or commas.")
+    ] = None,
+    crops: Annotated[int | None, typer.Option(help="So many crops of each image as well (default: 0).")] = None,
+    slices_per_volume: Annotated[
+        str | None, typer.Option(metavar="N|all", help="Slices of each volume, spread evenly (default: 3).")
+    ] = None,
+    error: Annotated[str | None, typer.Option(help="l1 or mse (default: l1).")] = None,
+    batch_norm: Annotated[
+        str | None, typer.Option(help="Statistics of batch normalisation: batch or kept (default: batch if random).")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="The learning rate (default: 2e-4).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many epochs (default: 10).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of an epoch (default: every view once).")] = None,
+    batch: Annotated[int | None, typer.Option(help="Views of a step (default: 8).")] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The number that all that is drawn follows from.")] = None,
+    name: Annotated[str | None, typer.Option(help="Its name (default: that of FILE).")] = None,
+    licence: Annotated[str | None, typer.Option(help="Its licence.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The folder of the log (default: FILE with .run at the end).")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where embeddings are kept (default: beside the weights).")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What the cache may take (default: as before, at first 20GB).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    devices: Annotated[int, typer.Option(help="How many GPUs, or processes on the CPU, of each machine.")] = 1,
+    nodes: Annotated[int, typer.Option(help="How many machines.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON at the end, and no progress.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE, and a run of other settings.")] = False,
+) -> None:
+    """Teach one model's image encoder the embeddings of another: a small one, or one with skip connections.
+
+    palpate distill --data manifest.csv --student swin-lite-medsam -o swin.safetensors
+
+    Then: palpate finetune --data manifest.csv --model swin-lite-medsam --weights swin.safetensors --trained full
+
+    Stopped by Ctrl-C or a power cut, the same command goes on where it was.
+    """
+    with reporting_errors(as_json=as_json, kept=lambda: "the same command goes on where it was"):
+        if output is None:
+            raise SettingError("say where the result goes: -o FILE.safetensors")
+        if output.suffix != ".safetensors":
+            raise SettingError(f"the result is a safetensors file: -o {output.with_suffix('.safetensors')}")
+        changes = {
+            "data.path": text_of(data),
+            "data.labels": text_of(labels),
+            "data.dataset": several(dataset),
+            "data.flips": several(flips),
+            "data.crops": crops,
+            "data.slices_per_volume": None if slices_per_volume is None else slices_of(slices_per_volume),
+            "student": student,
+            "start": start,
+            "teacher": teacher,
+            "teacher_weights": text_of(teacher_weights),
+            "error": error,
+            "batch_norm": batch_norm,
+            "optimiser.rate": rate,
+            "epochs": epochs,
+            "steps": steps,
+            "batch": batch,
+            "precision": precision,
+            "seed": seed,
+            "name": name,
+            "licence": licence,
+        }
+        chosen = _recipe(recipe, {key: value for key, value in changes.items() if value is not None})
+        size = None if max_size is None else bytes_of(max_size, "--max-size")
+        from palpate.training.distill import distill as teach
+
+        teller = Teller()
+        try:
+            made = teach(
+                chosen,
+                output,
+                folder=run,
+                cache=cache,
+                cache_bytes=size,
+                device=device,
+                devices=devices,
+                nodes=nodes,
+                threads=threads or (max(1, cores() // devices) if devices > 1 else None),
+                command=shlex.join(["palpate", *command_line.get()]),
+                overwrite=overwrite,
+                listener=None if as_json else teller,
+            )
+        finally:
+            teller.close()
+        if not leads():
+            return
+        if as_json:
+            say_json({"file": str(made.path), "steps": made.steps, "ready": made.ready, "about": made.about})
+        else:
+            say(_lines(made))
+
+
+def _recipe(path: Path | None, changes: dict[str, Any]) -> DistillRecipe:
+    from palpate.training.distill_recipe import distill_recipe_from, read_distill_recipe
+    from palpate.training.recipe import with_changes
+
+    if path is not None:
+        if path.suffix != ".toml":
+            raise SettingError(f"{path} is no recipe (.toml); images and labels are given with --data {path}")
+        return read_distill_recipe(path, changes=changes)
+    if "data.path" not in changes:
+        raise SettingError("say which images to learn from: palpate distill RECIPE.toml, or --data DATA")
+    return distill_recipe_from(with_changes({}, changes))
+
+
+def _lines(made: Distilled) -> list[tuple[str, str]]:
+    path = shlex.quote(str(made.path))
+    lines = [
+        ("student", f"{made.student}, taught by {made.about['teacher']}"),
+        ("file", f"{made.path} ({size_text(made.path.stat().st_size)})"),
+    ]
+    after, before = (made.about["metrics"].get(name, {}) for name in ("val_dice", "val_dice_before"))
+    if "mean" in after:
+        lines.append(("Dice on val", f"{after['mean']:.4f} with the teacher's decoder, {before['mean']:.4f} before"))
+    if made.ready:
+        lines.append(("use it", f"palpate predict IMAGE --model {made.student} --weights {path} --box ... -o OUT"))
+    else:
+        lines.append(
+            ("note", f"the decoder of {made.student} has parts that the teacher's lacks; they are random still")
+        )
+        lines.append(
+            ("train it", f"palpate finetune --data DATA --model {made.student} --weights {path} --trained full -o RUN")
+        )
+    return lines
