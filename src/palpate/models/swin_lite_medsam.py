@@ -244,7 +244,7 @@ class SkipPromptDecoder(SamPromptDecoder):
     ) -> Float[Tensor, "object mask mask_row mask_column"]:
         """Logits of the wanted masks."""
         decoder = self.mask_decoder
-        fine, skip = levels
+        fine, skip = levels[: self.levels_read]
         x = cells.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
         # The order of each pair is part of what the weights were trained with.
         x = decoder.get_submodule("upscaling1")(torch.cat([x, skip], dim=1))

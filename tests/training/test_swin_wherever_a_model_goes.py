@@ -1,0 +1,121 @@
+"""A tiny Swin-LiteMedSAM, distilled from a tiny model: trained whole, with learned prompts, and asked by a session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_training
+
+import palpate
+from palpate.images import Image
+from palpate.models import adapters
+from palpate.models.adapters import Trained
+from palpate.prompts.types import Box, MaskPrompt, Points, Scribble
+from palpate.training.distill import distill
+from palpate.training.distill_recipe import DistillRecipe
+from palpate.training.finetune import finetune
+from palpate.training.learn_prompts import learn
+from palpate.training.learn_recipe import LearnDataRecipe, LearnRecipe
+from palpate.training.recipe import DataRecipe, PromptRecipe, Recipe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PALPATE_HOME", str(tmp_path_factory.mktemp("home")))
+        tiny_training.register()
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_training.phantoms(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def swin(known: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of stage 1."""
+    recipe = DistillRecipe(
+        student=tiny_training.SWIN, teacher="tiny", data=DataRecipe(path=str(data)), epochs=1, steps=1, batch=2
+    )
+    return distill(recipe, tmp_path_factory.mktemp("swin") / "swin.safetensors", device="cpu").path
+
+
+def noise(*shape: int) -> Image:
+    return Image(np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8))
+
+
+@pytest.mark.parametrize("part", ["full", "decoder", "lora"])
+def test_it_is_fine_tuned(part: str, swin: Path, data: Path, tmp_path: Path) -> None:
+    recipe = Recipe(
+        model=tiny_training.SWIN,
+        weights=str(swin),
+        data=DataRecipe(path=str(data), flips=("x", "y")),
+        trained=Trained((part,)),  # pyright: ignore[reportArgumentType]
+        prompts=(PromptRecipe(strategy="standard"), PromptRecipe(strategy="swin-training")),
+        epochs=1,
+        steps=2,
+        batch=2,
+    )
+    made = finetune(recipe, tmp_path / "run", device="cpu")
+    names = adapters.read(made.adapter).tensors
+    assert any("skip_neck" in name for name in names) == (part == "full")
+    session = palpate.load(tiny_training.SWIN, weights=swin, adapter=made.adapter, device="cpu")
+    session.set_image(noise(28, 36))
+    assert session.predict(Box(5, 5, 20, 20)).labels.shape == (28, 36)
+
+
+def test_it_learns_prompts(swin: Path, data: Path, tmp_path: Path) -> None:
+    recipe = LearnRecipe(
+        model=tiny_training.SWIN,
+        weights=str(swin),
+        data=LearnDataRecipe(path=str(data), targets=("1", "2"), moves=1),
+        steps=2,
+        batch=2,
+    )
+    made = learn(recipe, tmp_path / "found.safetensors", device="cpu")
+    session = palpate.load(auto=made.path, weights=swin, device="cpu")
+    session.set_image(noise(28, 36))
+    assert [one.name for one in session.find().objects] == ["1", "2"]
+
+
+class TestASession:
+    @pytest.fixture
+    def session(self, swin: Path) -> palpate.Session:
+        session = palpate.load(tiny_training.SWIN, weights=swin, device="cpu")
+        session.set_image(noise(28, 36))
+        return session
+
+    def test_beside_a_box_points_and_scribbles_go_in_as_they_are(self, session: palpate.Session) -> None:
+        stroke = np.zeros((28, 36), dtype=bool)
+        stroke[10:14, 10:16] = True
+        for more in (Points([(9, 9)]), Scribble(stroke)):
+            assert not session.predict(Box(5, 5, 20, 20), more).notes
+
+    def test_without_a_box_they_are_answered_by_the_best_one(self, session: palpate.Session) -> None:
+        for alone in (Points([(9, 9)]), MaskPrompt(np.eye(28, 36, dtype=bool))):
+            assert "answered by the box that fits it best" in " ".join(session.predict(alone).notes)
+
+    def test_a_volume_is_followed_to_both_ends(self, swin: Path) -> None:
+        session = palpate.load(tiny_training.SWIN, weights=swin, device="cpu")
+        session.set_image(noise(5, 28, 36))
+        seen: list[int] = []
+        encode = session._embedding  # pyright: ignore[reportPrivateUsage]
+
+        def spy(z: int) -> object:
+            seen.append(z)
+            return encode(z)
+
+        session._embedding = spy  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+        session.predict(Box(5, 5, 20, 20, z=2), z_range=(0, 4))
+        assert {0, 2, 4} <= set(seen)
+
+
+def test_the_same_box_gives_the_same_mask(swin: Path) -> None:
+    session = palpate.load(tiny_training.SWIN, weights=swin, device="cpu")
+    found: list[np.ndarray] = []
+    for _ in range(2):
+        session.set_image(noise(28, 36))
+        found.append(session.predict(Box(5, 5, 20, 20)).labels)
+    assert np.array_equal(*found)
