@@ -226,6 +226,14 @@ class TestTheFile:
             assert torch.equal(again.find(embedding)[0].logits, finder.find(embedding)[0].logits)
         assert read(path).card == card(variant="localiser")
 
+    def test_a_file_that_does_not_know_what_was_presumed_presumes_nothing(self, tmp_path: Path) -> None:
+        _, finder, _ = ready("lite-medsam", variant="localiser")
+        path = tmp_path / "organs.safetensors"
+        save(tensors_of(finder, tiny_lite_medsam(), card(variant="localiser"), {}), path)
+        older = read(path)
+        del older.tensors["presumed"]
+        assert float(put_on(tiny_lite_medsam(), older).presumed) == 0
+
     def test_the_decoder_becomes_what_it_was_trained_to_be(self, tmp_path: Path) -> None:
         trained = Trained(("lora", "mask-head"), rank=2, alpha=2)
         network = tiny_lite_medsam()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from palpate.errors import ImageError, PromptError
+from palpate.models.catalogue import SWIN_LITE_MEDSAM
 from palpate.models.frame import SWIN_LITE_MEDSAM_FRAME, CanvasPrompt, Frame
 from palpate.models.lite_medsam import TinyViT
 from palpate.models.promptable import ImageEmbedding, MaskPrediction, PromptBatch
@@ -93,8 +94,21 @@ class TestDecoding:
         with pytest.raises(PromptError, match="at least one"):
             asked(model, embedded(model), 0)
 
+    def test_in_half_precision(self) -> None:
+        model = tiny_swin_lite_medsam().bfloat16()
+        found = asked(model, model.encode(canvases(1)), 0, boxes=BOXES[:1])
+        assert bool(torch.isfinite(found.logits).all())
+
 
 class TestWhatIsMadeFromABox:
+    def test_the_sign_of_nought_does_not_count(self) -> None:
+        model = tiny_swin_lite_medsam()
+        embedding, box = embedded(model), np.array([[0.0, 0.0, 40.0, 44.0]], dtype=np.float32)
+        negative = box * np.array([-1, 1, 1, 1], dtype=np.float32)
+        assert torch.equal(
+            asked(model, embedding, 0, boxes=box).logits, asked(model, embedding, 0, boxes=negative).logits
+        )
+
     def test_the_same_box_gives_the_same_mask_whatever_else_is_asked(self) -> None:
         model = tiny_swin_lite_medsam()
         embedding = embedded(model)
@@ -177,6 +191,13 @@ class TestTheRowsOfTableFive:
         assert isinstance(model.image_encoder, TinyViT) == (encoder == "tinyvit")
         assert isinstance(model.prompt_decoder, SkipPromptDecoder) == skip
         assert len(embedding.levels) == (3 if skip else 1)
+
+
+def test_training_with_points_does_not_make_lone_points_trained() -> None:
+    taught = SWIN_LITE_MEDSAM.prompts.also_trained_with(("box", "points", "scribble", "mask"))
+    assert taught.way("points", beside_box=True) == "trained"
+    assert taught.way("points", beside_box=False) == "through-boxes"
+    assert taught.way("mask", beside_box=False) == "trained"
 
 
 class TestTheFrame:

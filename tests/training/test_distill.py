@@ -108,8 +108,33 @@ class TestWhatComesOfIt:
         assert attention
         assert all(torch.equal(student[name], teacher[name]) for name in attention)
 
+    def test_a_student_that_was_trained_keeps_its_decoder(self, made: Distilled, data: Path, tmp_path: Path) -> None:
+        before = tensors(tiny_training.SWIN, made.path)
+        further = recipe(data, start=str(made.path), epochs=1)
+        cases = (cases_for(further.data, seed=0)[0], [])  # not validated, so that the last weights are kept
+        again = distill(further, tmp_path / "f.safetensors", cases=cases, device="cpu")
+        after = tensors(tiny_training.SWIN, again.path)
+        assert again.ready
+        assert {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])} == {"image_encoder"}
+
 
 class TestLearning:
+    def test_pictures_without_any_object_are_learned_from_as_well(self, tmp_path: Path) -> None:
+        path = tiny_training.phantoms(tmp_path / "data")
+        for number in range(5):
+            Image.fromarray(np.zeros((28, 36), dtype=np.uint8)).save(tmp_path / "data" / "l" / f"{number}.png")
+        said: list[Event] = []
+        distill(recipe(path, epochs=1), tmp_path / "f.safetensors", device="cpu", listener=said.append)
+        assert any("6 views" in event.text for event in said if event.kind == "estimate")
+
+    def test_a_cache_that_is_too_small_is_told(self, data: Path, tmp_path: Path) -> None:
+        said: list[Event] = []
+        small = {"cache": tmp_path / "cache", "cache_bytes": 1}
+        output = tmp_path / "f.safetensors"
+        distill(recipe(data, epochs=1), output, device="cpu", listener=said.append, **small)
+        assert any("--max-size" in event.text for event in said if event.kind == "estimate")
+        assert len(losses(output)) == 3
+
     @pytest.mark.parametrize("error", ["l1", "mse"])
     def test_the_embeddings_come_nearer(self, error: str, data: Path, tmp_path: Path) -> None:
         output = tmp_path / "f.safetensors"
@@ -219,6 +244,14 @@ class TestRepeating:
 
 
 class TestWhatIsRefused:
+    @pytest.mark.parametrize("role", ["start", "teacher_weights"])
+    def test_a_result_that_would_replace_what_is_learned_from(self, role: str, data: Path, tmp_path: Path) -> None:
+        own = tmp_path / "mine.safetensors"
+        own.write_bytes(catalogue.stored("tiny").read_bytes())
+        with pytest.raises(OutputError, match="would replace what is learned from"):
+            distill(recipe(data, student="tiny", **{role: str(own)}), own, device="cpu", overwrite=True)
+        assert own.is_file()
+
     def test_embeddings_of_another_shape(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def narrow() -> SwinLiteMedSAM:
             return SwinLiteMedSAM(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import tiny_training
 
 import palpate
 from palpate.images import Image
+from palpate.inference import box_search
 from palpate.models import adapters
 from palpate.models.adapters import Trained
 from palpate.prompts.types import Box, MaskPrompt, Points, Scribble
@@ -96,6 +98,27 @@ class TestASession:
     def test_without_a_box_they_are_answered_by_the_best_one(self, session: palpate.Session) -> None:
         for alone in (Points([(9, 9)]), MaskPrompt(np.eye(28, 36, dtype=bool))):
             assert "answered by the box that fits it best" in " ".join(session.predict(alone).notes)
+
+    def test_what_is_drawn_without_a_box_is_searched_for_as_for_any_model_of_boxes(
+        self, session: palpate.Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The picture that the network takes for a scribble is no first guess at the object."""
+        found: list[np.ndarray] = []
+        search = box_search.best_box
+
+        def spy(*args: Any, **kwargs: Any) -> np.ndarray:
+            found.append(search(*args, **kwargs))
+            return found[-1]
+
+        monkeypatch.setattr("palpate.inference.session.best_box", spy)
+        guess = np.zeros((28, 36), dtype=bool)
+        guess[10:16, 12:20] = True
+        session.predict(MaskPrompt(guess))
+        x_min, y_min, x_max, y_max = found[0] * 36 / 32  # in pixels of the image
+        assert 10 < x_min < 13
+        assert 8 < y_min < 11
+        assert 18 < x_max < 21
+        assert 14 < y_max < 17
 
     def test_a_volume_is_followed_to_both_ends(self, swin: Path) -> None:
         session = palpate.load(tiny_training.SWIN, weights=swin, device="cpu")

@@ -515,6 +515,8 @@ class Session:
         prompt = self.runtime.frame.prompts(target.prompts, scene.shape)
         ways = {self.runtime.prompts.way(_KINDS[type(mark)], beside_box=_has_box(target)) for mark in target.prompts}
         if "through-boxes" in ways:
+            # The search reads points and logits, whatever the network takes for a scribble.
+            prompt = replace(self.runtime.frame, mask_prompt="logits").prompts(target.prompts, scene.shape)
             content = self.runtime.frame.content_shape(scene.shape)
             box = best_box(prompt, lambda prompts: self._answers(start, prompts), content=content)
             prompt = CanvasPrompt(box=box)

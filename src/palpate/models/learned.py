@@ -406,6 +406,7 @@ def put_on(network: nn.Module, learned: Learned) -> Finder:
     """
     card = learned.card
     own = {name: tensor.float() for name, tensor in learned.tensors.items() if not name.startswith(_ADAPTER)}
+    own.setdefault("presumed", torch.zeros(()))  # files of before it was told
     with torch.random.fork_rng(devices=[]):  # whoever loads a model does not expect its dice to roll
         finder = finder_for(network, card)
     expected = {name: tensor.shape for name, tensor in finder.state_dict().items()}

@@ -154,8 +154,10 @@ class PromptSupport:
     def also_trained_with(self, kinds: Sequence[PromptKind]) -> PromptSupport:
         """The same after training with further kinds of prompts, which then go to the network as they are.
 
-        Training asks for a single mask, so that points it was trained with get that.
+        Training asks for a single mask, so that points it was trained with get that. Kinds that it takes beside a box
+        stay with that: nothing says that training had them alone.
         """
+        kinds = [kind for kind in kinds if kind not in self.beside_box]
         return replace(
             self,
             trained=tuple(dict.fromkeys((*self.trained, *kinds))),

@@ -188,7 +188,7 @@ class SamPromptDecoder(nn.Module):
                 input_points=None if points is None else points[:, None],
                 input_labels=None if point_labels is None else point_labels[:, None],
                 input_boxes=None if boxes is None else boxes[:, None],
-                input_masks=masks,
+                input_masks=None if masks is None else masks.to(self.no_mask),
             )
         return (None if sparse is None else sparse[:, 0]), dense
 

@@ -34,7 +34,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.sam.modeling_sam import SamLayerNorm
@@ -363,26 +363,28 @@ class SwinLiteMedSAM(nn.Module):
     def _completed(self, embedding: ImageEmbedding, asked: PromptTensors) -> PromptBatch:
         """The prompts with those that are made from boxes."""
         points, labels, masks = asked.points, asked.point_labels, asked.masks
-        if asked.boxes is not None and len(asked.boxes):
-            made = [
-                self._made(torch.as_tensor(embedding.levels[-1][int(image)])[0], box)
-                for image, box in zip(asked.image_index, asked.boxes, strict=True)
-            ]
-            if points is None and self.from_box.points:
+        wants_points, wants_scribble = points is None and self.from_box.points, masks is None and self.from_box.scribble
+        if asked.boxes is not None and len(asked.boxes) and (wants_points or wants_scribble):
+            inside = (torch.as_tensor(embedding.levels[-1]) > 0)[:, 0].cpu().numpy()
+            images, corners = asked.image_index.cpu().numpy(), asked.boxes.cpu().numpy()
+            made = [self._made(inside[image], box) for image, box in zip(images, corners, strict=True)]
+            if wants_points:
                 points = torch.from_numpy(np.stack([each for each, _ in made])).to(asked.boxes)
                 labels = torch.ones(points.shape[:2], dtype=torch.long, device=points.device)
-            if masks is None and self.from_box.scribble:
+            if wants_scribble:
                 masks = torch.from_numpy(np.stack([each for _, each in made])).to(asked.boxes)[:, None]
-        elif masks is None and points is not None and self.from_box.scribble:
+        elif asked.boxes is None and masks is None and points is not None and self.from_box.scribble:
             # In training no scribble was a black picture, which the network does not take for none.
             side = 4 * self.prompt_decoder.grid_size
             masks = points.new_zeros((len(points), 1, side, side))
         return PromptBatch(asked.image_index, asked.boxes, points, labels, masks)
 
-    def _made(self, inside: Tensor, box: Tensor) -> tuple[Float[np.ndarray, "4 2"], Bool[np.ndarray, "row column"]]:
-        corners = box.cpu().numpy().astype(np.float32)
-        rng = np.random.default_rng([self.from_box.seed, *corners.view(np.uint32).tolist()])
-        return derived_prompts(inside.cpu().numpy() > 0, corners, rng=rng)
+    def _made(
+        self, inside: Bool[np.ndarray, "row column"], box: Float32[np.ndarray, "4"]
+    ) -> tuple[Float32[np.ndarray, "4 2"], Bool[np.ndarray, "row column"]]:
+        box = box + np.float32(0)  # of a corner at 0 the sign must not count
+        rng = np.random.default_rng([self.from_box.seed, *box.view(np.uint32).tolist()])
+        return derived_prompts(inside, box, rng=rng)
 
 
 # --- Names ------------------------------------------------------------------------------------------------------------

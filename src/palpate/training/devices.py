@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from palpate import errors
-from palpate.errors import PalpateError, SettingError
+from palpate.errors import OutputError, PalpateError, SettingError
 from palpate.inference.runtimes.torch import choose_device
 
 Result = TypeVar("Result")
@@ -138,13 +138,23 @@ def _carried_out(fabric: Any, *, work: Callable[[Any], Result], returns: type[Re
     try:
         result = work(fabric)
         if fabric.global_rank == 0:
-            (folder / _RESULT).write_text(to_json(result, returns), encoding="utf-8")
+            _leave(folder / _RESULT, to_json(result, returns))
         return True
     except (PalpateError, KeyboardInterrupt) as error:
         tell(folder, fabric.global_rank, error)
         if isinstance(error, KeyboardInterrupt):
             return False  # a failure would have torch end the others, and one of them may be saving
         raise
+
+
+def _leave(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"all is done, but {path} cannot be written to say so ({error.strerror or error}); make room there, or "
+            "choose another folder with TMPDIR, and give the same command again: it finds what is done"
+        ) from error
 
 
 def _follow_parent() -> None:

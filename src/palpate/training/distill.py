@@ -1,6 +1,7 @@
 """Distillation: an image encoder learns to give the embeddings of another one.
 
-The teacher sees each view once, and its embeddings are kept with all others; no label is looked at but for validation.
+The teacher sees each view once, and its embeddings are kept with all others. Labels are looked at for validation, and
+to choose slices of volumes.
 Gao et al. 2024 (Swin-LiteMedSAM, arXiv 2409.07172) call this stage 1, and train the whole model with prompts and labels
 after it, which is `palpate finetune` with everything moving; MobileSAM and LiteMedSAM came about in the same way.
 
@@ -26,7 +27,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from palpate.datasets.case import Case
-from palpate.errors import DatasetError, SettingError
+from palpate.errors import DatasetError, OutputError, SettingError
 from palpate.inference.batching import batch_of
 from palpate.inference.embedding_cache import EmbeddingCache, bound_of, default_folder
 from palpate.inference.environment import environment
@@ -84,9 +85,10 @@ def distill(
 ) -> Distilled:
     """Teach an encoder as the recipe says, and write the whole student into the checkpoint `output`.
 
-    Beside the encoder it holds the teacher's decoder, as far as the student's has the same parts. The record of the run
-    lies in `folder` (beside the output, its name with `.run` at the end, unless given). A run that was stopped is taken
-    up where it was. The other arguments are those of `palpate.training.finetune.finetune`.
+    Beside the encoder it holds the student's own decoder or, where the student starts from random weights, the
+    teacher's, as far as the student's has the same parts. The record of the run lies in `folder` (beside the output,
+    its name with `.run` at the end, unless given). A run that was stopped is taken up where it was. The other arguments
+    are those of `palpate.training.finetune.finetune`.
 
     Raises:
         SettingError: what cannot be taught, or a device that does not exist.
@@ -95,6 +97,9 @@ def distill(
         WeightsError: the teacher's weights are missing, or those the student starts from.
     """
     output = Path(output)
+    for own in (recipe.start, recipe.teacher_weights):
+        if own is not None and Path(own).resolve() == output.resolve():
+            raise OutputError(f"{output} would replace what is learned from; choose another name for the result")
     order = _Order(
         recipe=recipe,
         output=output,
@@ -134,8 +139,9 @@ class _Order:
 class _Lesson:
     """A view as the student sees it, and what the teacher made of it."""
 
+    scene: Scene
     canvas: Float32[np.ndarray, "3 height width"]
-    wanted: Float[np.ndarray, "channel row column"]
+    wanted: Float[np.ndarray, "channel row column"] | None
 
 
 class _Distillation:
@@ -152,7 +158,9 @@ class _Distillation:
         self.runtime = _teacher(recipe, padded_as=self.card, device=fabric.device)
         self.cache = EmbeddingCache(order.cache, max_bytes=order.cache_bytes)
         self.pictures = Pictures(self._sights)
-        self.left_random = _take_over(cast("nn.Module", self.runtime.network), self.network)
+        self.left_random: list[str] = []
+        if recipe.start == RANDOM:
+            self.left_random = _take_over(cast("nn.Module", self.runtime.network), self.network)
         self.network.eval().requires_grad_(requires_grad=False)
         self.encoder = self.network.get_submodule("image_encoder").requires_grad_(requires_grad=True)
         moving = {f"image_encoder.{name}": parameter for name, parameter in self.encoder.named_parameters()}
@@ -174,29 +182,28 @@ class _Distillation:
         }
 
     def _sights(self, case: Case) -> Generator[Sight]:
-        yield from self._seen(case, self.recipe.data.views(self.recipe.seed))
-
-    def _seen(self, case: Case, views: Views) -> Generator[Sight]:
         data = self.recipe.data
         yield from sights_of(
             case,
             frame=self.runtime.frame,
             encoder_hash=self.runtime.encoder_hash,
-            views=views,
+            views=data.views(self.recipe.seed),
             slices_per_volume=data.slices_per_volume,
             min_pixels=data.min_pixels,
             intensity=data.intensity,
+            absent=0,
         )
 
     # --- The data -----------------------------------------------------------------------------------------------------
 
     def gather(self, tell: Listener) -> Plan:
         recipe, (train_cases, val_cases) = self.recipe, self._cases
-        self.scenes = self._embedded(train_cases, recipe.data.views(recipe.seed), tell)
-        val_scenes = self._embedded(val_cases, Views(), tell)
-        if not self.scenes:
-            raise DatasetError("no image of the training data has an object that is large enough to be asked for")
         self._check_shapes()
+        # What shows no object is seen as well; it only cannot be asked for.
+        self.scenes = self._embedded(train_cases, recipe.data.views(recipe.seed), tell, absent=0)
+        val_scenes = self._embedded(val_cases, Views(), tell, absent=None)
+        if not self.scenes:
+            raise DatasetError("there is nothing to see: of volumes, slices count on which something is labelled")
         self.validation = validation_items(
             val_scenes,
             recipe.validation.prompts,
@@ -221,10 +228,11 @@ class _Distillation:
             size=f"{len(self.scenes)} views",
             unit="views",
             makes="checkpoint",
+            warning=self._too_many(),
         )
         return self.plan
 
-    def _embedded(self, cases: Sequence[Case], views: Views, tell: Listener) -> list[Scene]:
+    def _embedded(self, cases: Sequence[Case], views: Views, tell: Listener, *, absent: int | None) -> list[Scene]:
         """The scenes of these cases; every process lets the teacher encode its part of what is missing."""
         data = self.recipe.data
 
@@ -240,6 +248,7 @@ class _Distillation:
                 slices_per_volume=data.slices_per_volume,
                 min_pixels=data.min_pixels,
                 intensity=data.intensity,
+                absent=absent,
                 progress=listener,
             ).scenes
 
@@ -249,20 +258,29 @@ class _Distillation:
         return list(part(cases, told))
 
     def _check_shapes(self) -> None:
-        """Before the first step: one cell of the student must be one of the teacher."""
-        lesson = self._lesson(self.scenes[0])
+        """Before hours of encoding: one cell of the student must be one of the teacher."""
+        nothing = np.zeros((8, 8), dtype=np.uint8)
+        wanted = self.runtime.encode(self.runtime.frame.canvas(nothing)[None]).features.shape[1:]
         with torch.no_grad():
-            found = self.encoder.eval()(self._tensor([lesson.canvas]))
+            found = self.encoder.eval()(self._tensor([self.card.frame.canvas(nothing)]))
+        student = self.recipe.student
         if not isinstance(found, Tensor):
+            raise SettingError(f"the encoder of {student} gives several maps, and one alone cannot be taught to it")
+        if tuple(found.shape[1:]) != tuple(wanted):
             raise SettingError(
-                f"{self.recipe.student} needs more than one map of its encoder, and cannot be taught one"
+                f"{student} gives embeddings of {tuple(found.shape[1:])}, and {self.recipe.teacher} of "
+                f"{tuple(wanted)}; choose two whose embeddings have the same shape"
             )
-        given = tuple(found.shape[1:])
-        if given != lesson.wanted.shape:
-            raise SettingError(
-                f"{self.recipe.student} gives embeddings of {given}, and {self.recipe.teacher} of "
-                f"{lesson.wanted.shape}; choose two whose embeddings have the same shape"
-            )
+
+    def _too_many(self) -> str:
+        """A warning, where the cache cannot hold what each epoch reads: views would be encoded in every epoch."""
+        one = self.taught(self.scenes[0])
+        size = sum(array.nbytes for array in (one.features, *one.levels))
+        needed = len({scene.key for scene in self.scenes}) * size
+        if needed <= self.order.cache_bytes:
+            return ""
+        room = f"the embeddings take {needed / 1e9:.1f} GB and the cache may hold {self.order.cache_bytes / 1e9:.1f} GB"
+        return f"; {room}, so views will be encoded again and again: allow it more (--max-size)"
 
     # --- A step -------------------------------------------------------------------------------------------------------
 
@@ -281,7 +299,10 @@ class _Distillation:
         return batches
 
     def _lesson(self, scene: Scene) -> _Lesson:
-        return _Lesson(self.card.frame.canvas(self.pictures(scene)), np.asarray(self.taught(scene).features[0]))
+        """Without what was pruned from the cache: another thread may ask, and encoding belongs to the main one."""
+        found = self.cache.get(scene.key)
+        wanted = None if found is None else np.asarray(found.features[0])
+        return _Lesson(scene, self.card.frame.canvas(self.pictures(scene)), wanted)
 
     def taught(self, scene: Scene) -> ImageEmbedding:
         """The teacher's embedding of a view, from the cache; encoded anew where another run has pruned it."""
@@ -305,7 +326,10 @@ class _Distillation:
         self.encoder.train(self.recipe.follows_batches)
         with self.fabric.autocast():
             found = self.encoder(self._tensor([item.canvas for item in items]))
-        difference = found.float() - self._tensor([item.wanted for item in items]).float()
+        wanted = [
+            np.asarray(self.taught(item.scene).features[0]) if item.wanted is None else item.wanted for item in items
+        ]
+        difference = found.float() - self._tensor(wanted).float()
         return (difference.abs() if self.recipe.error == "l1" else difference.square()).mean(dim=(1, 2, 3))
 
     # --- Validation ---------------------------------------------------------------------------------------------------

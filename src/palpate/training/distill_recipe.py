@@ -32,9 +32,9 @@ class DistillRecipe(Section):
       `released` ones, or from a checkpoint (`start`).
     - `error` is the mean absolute (`l1`) or squared (`mse`) difference of the two embeddings.
     - `batch_norm`: with `batch`, normalisation follows each batch, and before anything is measured or kept its
-      statistics are taken anew over `calibrated` views of the training data, with the weights as they then are; so
-      small batches leave no trace in them. With `kept` they stay what they were (for a student that starts from
-      trained weights). By itself it is `batch` for a random start.
+      statistics are taken anew over `calibrated` views of the training data, in batches of the same size, with the
+      weights as they then are; so they follow from the weights, and not from the last few steps. With `kept` they
+      stay what they were (for a student that starts from trained weights). By itself it is `batch` for a random start.
     - `epochs` of `steps` each; without `steps`, an epoch shows every view once. A step averages the gradients of
       `accumulate` batches of `batch` views.
     - `validation` asks the teacher's decoder for masks, with the student's embeddings in the place of the teacher's.
