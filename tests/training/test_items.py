@@ -12,7 +12,7 @@ from palpate.datasets.case import Region
 from palpate.errors import SettingError
 from palpate.models.frame import Frame
 from palpate.prompts.types import Box, Points
-from palpate.training.items import draw, named, order_of, training_items, validation_items
+from palpate.training.items import draw, in_an_epoch, named, order_of, training_items, validation_items
 from palpate.training.recipe import PromptRecipe
 from palpate.training.scenes import Scene, rng_for, sights_of
 
@@ -39,6 +39,15 @@ class TestTheOrder:
         assert Counter(scenes[i].case.dataset for i in order) == {"squares": 12, "discs": 12}
         counts = Counter(order)
         assert all(counts[i] == (3 if scenes[i].case.dataset == "squares" else 4) for i in range(7))
+
+    def test_each_case_comes_once_in_a_round_with_one_slice_of_its_own(self, scenes: list[Scene]) -> None:
+        more = [*scenes, *(replace(scene, z=1) for scene in scenes[:2])]
+        assert in_an_epoch(more, balance="cases") == 7
+        assert in_an_epoch(more, balance="images") == 9
+        order = order_of(more, epoch=0, seed=0, count=14, balance="cases")
+        names = [more[i].case.name for i in order]
+        assert len(set(names[:7])) == len(set(names[7:])) == 7
+        assert {more[i].z for i in order if more[i].case.name == more[0].case.name} == {0, 1}
 
     def test_epochs_and_seeds_differ_and_nothing_else_matters(self, scenes: list[Scene]) -> None:
         first = order_of(scenes, epoch=3, seed=1, count=14, balance="images")

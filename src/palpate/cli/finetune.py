@@ -67,7 +67,8 @@ def finetune(
         int | None, typer.Option(help="Add so many variants of each slice: crop, flip and grey values at once.")
     ] = None,
     balance: Annotated[
-        str | None, typer.Option(help="Draw images alike (images), or datasets alike (datasets).")
+        str | None,
+        typer.Option(help="Draw slices alike (images), data sets alike (datasets), or a slice a case (cases)."),
     ] = None,
     model: Annotated[str | None, typer.Option(help=f"A name from `palpate models` (default: {DEFAULT}).")] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,

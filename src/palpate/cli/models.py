@@ -66,6 +66,7 @@ def add(
             typer.echo(f"{name}: weights checked and kept in {kept}")
         else:
             typer.echo(f"{name}: weights kept in {kept}")
+        if not origin.can_be_checked and origin.weights.file:
             typer.echo(
                 f"note: they fit, but no hash of {origin.weights.file} is known, so whether they are the released "
                 f"ones could not be checked; take the file from {origin.weights.address} only"

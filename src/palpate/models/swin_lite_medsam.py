@@ -30,13 +30,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 from transformers.models.sam.modeling_sam import SamLayerNorm
 
 from palpate.models.frame import Frame
@@ -45,6 +45,9 @@ from palpate.models.prompt_tensors import PromptTensors, prompt_tensors
 from palpate.models.promptable import Array, ImageEmbedding, MaskPrediction, PromptBatch
 from palpate.models.sam import SamPromptDecoder, from_segment_anything, renamed, to_segment_anything
 from palpate.prompts.from_box import derived_prompts
+
+EncoderName = Literal["swin", "tinyvit", "small", "mini"]
+"""Which encoder stands in front of the decoder: the authors', LiteMedSAM's, or one of palpate's two small ones."""
 
 WINDOW = 8
 """Rows and columns of a window; shifted ones are moved by half of it."""
@@ -162,6 +165,10 @@ class SwinEncoder(nn.Module):
     `widths` are the channels of the stem and of the four stages; of the stages, `heads` the heads of attention and
     `pairs` how many pairs of blocks. A canvas must have a height and width that are multiples of 32, so that windows
     fill the grid.
+
+    With `coarse` the last two stages work on a grid of 8 x 8 pixels a cell, where a token costs a quarter as much in
+    all; the second stage's map, which is finer, is added to theirs before the neck (a feature pyramid, Lin et al.
+    2017). Such a canvas must have a height and width that are multiples of 64.
     """
 
     stride = 4
@@ -173,6 +180,7 @@ class SwinEncoder(nn.Module):
         heads: Sequence[int] = (2, 4, 5, 10),
         pairs: Sequence[int] = (1, 1, 3, 1),
         channels: int = 256,
+        coarse: bool = False,
     ) -> None:
         super().__init__()
         self.channels, self.widths = channels, tuple(widths[1:])
@@ -180,10 +188,11 @@ class SwinEncoder(nn.Module):
         stages = [
             SwinStage(inputs, outputs, merged=merged, heads=of_stage, pairs=some)
             for inputs, outputs, merged, of_stage, some in zip(
-                widths[:-1], widths[1:], (2, 2, 1, 1), heads, pairs, strict=True
+                widths[:-1], widths[1:], (2, 2, 2 if coarse else 1, 1), heads, pairs, strict=True
             )
         ]
         self.stage1, self.stage2, self.stage3, self.stage4 = stages
+        self.lateral = nn.Conv2d(widths[2], widths[-1], 1) if coarse else None
         self.neck = _neck(widths[-1], channels)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -196,13 +205,25 @@ class SwinEncoder(nn.Module):
         return self.neck(self.maps(canvas).late)
 
     def maps(self, canvas: Float[Tensor, "image 3 height width"]) -> Maps:
-        """The maps of the four stages."""
+        """The maps of the four stages; coarse ones are brought to the grid of the features."""
         x = self.patch_embed(canvas.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         found: list[Tensor] = []
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             x = stage(x)
             found.append(x.permute(0, 3, 1, 2))
+        if self.lateral is not None:
+            early = found[1]
+            found[2:] = [interpolate(each, early.shape[-2:], mode="bilinear") for each in found[2:]]
+            found[3] = found[3] + self.lateral(early)
         return Maps(*found)
+
+
+ENCODERS: dict[EncoderName, dict[str, Any]] = {
+    "swin": {},
+    "small": {"widths": (32, 64, 128, 256, 256), "heads": (1, 2, 4, 8), "coarse": True},
+    "mini": {"widths": (16, 32, 64, 128, 128), "heads": (1, 2, 4, 4), "pairs": (1, 1, 1, 1), "coarse": True},
+}
+"""The authors' encoder, and two of palpate's that are made of the same blocks and cost less; see `SwinEncoder`."""
 
 
 def _neck(inputs: int, channels: int) -> nn.Sequential:
@@ -313,19 +334,17 @@ class SwinLiteMedSAM(nn.Module):
         cls,
         frame: Frame,
         *,
-        encoder: Literal["swin", "tinyvit"] = "swin",
+        encoder: EncoderName = "swin",
         skip: bool = True,
         from_box: FromBox | None = None,
     ) -> SwinLiteMedSAM:
-        """The released architecture with random weights, or the paper's table 5 with parts of it left out."""
-        image_encoder = SwinEncoder() if encoder == "swin" else TinyViT()
-        decoder = SkipPromptDecoder if skip else SamPromptDecoder
-        return cls(
-            frame,
-            image_encoder=image_encoder,
-            prompt_decoder=decoder(canvas_size=frame.size, grid_stride=image_encoder.stride),
-            from_box=from_box,
-        )
+        """The released architecture with random weights; or with another encoder, or with parts of it left out, as in
+        the paper's table 5."""
+        image_encoder = TinyViT() if encoder == "tinyvit" else SwinEncoder(**ENCODERS[encoder])
+        sizes = {"canvas_size": frame.size, "grid_stride": image_encoder.stride}
+        fine = image_encoder.widths[0]
+        decoder = SkipPromptDecoder(**sizes, fine_channels=fine) if skip else SamPromptDecoder(**sizes)
+        return cls(frame, image_encoder=image_encoder, prompt_decoder=decoder, from_box=from_box)
 
     def encode(self, canvas: Array) -> ImageEmbedding:
         """Embed canvases of shape (image, 3, height, width), values 0 to 1, as `frame.canvas` makes them.

@@ -494,6 +494,8 @@ def _in_original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _needs(wanted: ModelCard) -> str:
+    if not wanted.origin.weights.package and not wanted.origin.weights.file:
+        return f"{wanted.name} needs its own weights ({wanted.way_to_weights})"
     return f"{wanted.name} needs its own weights (`palpate models get {wanted.name}`)"
 
 
@@ -586,9 +588,9 @@ def recognise(state: Mapping[str, Tensor]) -> Layout | None:
         return Layout("sam2rad", "a Sam2Rad checkpoint")
     if has("image_encoder.trunk."):
         return _of_sam2(state)
-    if has("image_encoder.stage1."):
-        return Layout("swin-lite-medsam", "a Swin-LiteMedSAM checkpoint")
     stem = state.get("image_encoder.patch_embed.seq.0.c.weight")
+    if has("image_encoder.stage1.") or has("mask_decoder.output_upscaling1."):
+        return _of_swin(state, stem)
     if stem is not None and not has("mask_decoder."):
         return Layout("tiny-vit", "a TinyViT encoder without SAM's decoder")
     if stem is not None and stem.shape[-1] == 1:
@@ -604,6 +606,19 @@ def recognise(state: Mapping[str, Tensor]) -> Layout | None:
     if has("patch_embed.seq."):
         return Layout("tiny-vit", "a TinyViT encoder without SAM's decoder")
     return None
+
+
+def _of_swin(state: Mapping[str, Tensor], stem: Tensor | None) -> Layout:
+    """Which Swin-LiteMedSAM: the authors', or one with another encoder or without skip connections."""
+    name = "swin-lite-medsam"
+    if not any(each.startswith("image_encoder.stage1.") for each in state):
+        name += "-tinyvit"
+    elif "image_encoder.lateral.weight" in state:
+        name += "-small" if stem is not None and stem.shape[0] == 16 else "-mini"
+    if not any(each.startswith("mask_decoder.neck.") for each in state):
+        name += "-no-skip"
+    which = "" if name == "swin-lite-medsam" else f" of another make ({name})"
+    return Layout(name, f"a Swin-LiteMedSAM checkpoint{which}")
 
 
 def _of_sam2(state: Mapping[str, Tensor]) -> Layout:

@@ -230,8 +230,29 @@ def _swin(asked: Asked, *, independent_xy: bool = False) -> tuple[Prompt, ...]:
     return _with_stroke(asked, asked.box, points, stroke)
 
 
-def _swin_training(asked: Asked, *, independent_xy: bool = False) -> tuple[Prompt, ...]:
-    box = medsam_jitter(asked.box, shape=asked.shape, rng=asked.rng, max_offset=5, canvas_side=256)
+def _swin_jitter(asked: Asked) -> Box:
+    return medsam_jitter(asked.box, shape=asked.shape, rng=asked.rng, max_offset=5, canvas_side=256)
+
+
+def _adaptive(asked: Asked) -> Box:
+    return PRESETS["adaptive-bidirectional"].on_image(asked.box, shape=asked.shape, rng=asked.rng).box
+
+
+def _swin_training_points(asked: Asked) -> tuple[Prompt, ...]:
+    box = _swin_jitter(asked)
+    return box, swin_points_training(asked.mask, box, rng=asked.rng)
+
+
+def _swin_training_scribble(asked: Asked) -> tuple[Prompt, ...]:
+    box = _swin_jitter(asked)
+    stroke = swin_scribble_training(box, shape=asked.shape, rng=asked.rng, style=asked.stroke)
+    return (box, Scribble(stroke, z=asked.z)) if stroke.any() else (box,)
+
+
+def _swin_training(
+    asked: Asked, *, independent_xy: bool = False, box_of: Callable[[Asked], Box] = _swin_jitter
+) -> tuple[Prompt, ...]:
+    box = box_of(asked)
     points = swin_points_training(asked.mask, box, rng=asked.rng, independent_xy=independent_xy)
     stroke = swin_scribble_training(box, shape=asked.shape, rng=asked.rng, style=asked.stroke)
     return _with_stroke(asked, box, points, stroke)
@@ -362,6 +383,34 @@ STRATEGIES: tuple[Strategy, ...] = (
         "swin-training-independent",
         "As swin-training, but row and column of a point are drawn apart, as the authors' code does",
         lambda asked: _swin_training(asked, independent_xy=True),
+        _GAO,
+        random=True,
+    ),
+    Strategy(
+        "swin-training-adaptive",
+        "As swin-training, but the box goes in or out in proportion, as in arm-adaptive-bidirectional",
+        lambda asked: _swin_training(asked, box_of=_adaptive),
+        _OURS,
+        random=True,
+    ),
+    Strategy(
+        "swin-training-box",
+        "The jittered box of swin-training alone",
+        lambda asked: (_swin_jitter(asked),),
+        _GAO,
+        random=True,
+    ),
+    Strategy(
+        "swin-training-points",
+        "The jittered box of swin-training and its four points, without the stroke",
+        _swin_training_points,
+        _GAO,
+        random=True,
+    ),
+    Strategy(
+        "swin-training-scribble",
+        "The jittered box of swin-training and its stroke, without the points",
+        _swin_training_scribble,
         _GAO,
         random=True,
     ),

@@ -39,7 +39,7 @@ from palpate.training.data import cases_for, described
 from palpate.training.distill_recipe import RANDOM, RELEASED, DistillRecipe
 from palpate.training.embedding import embed
 from palpate.training.engine import CHECKPOINT_SECONDS, train
-from palpate.training.items import Item, order_of, validation_items
+from palpate.training.items import Item, in_an_epoch, order_of, validation_items
 from palpate.training.moving_weights import MovingWeights
 from palpate.training.overlays import draw_samples
 from palpate.training.pictures import Pictures
@@ -213,9 +213,10 @@ class _Distillation:
             pixels=self.pictures,
         )
         self.data = described(train_cases, val_cases)
+        shown = in_an_epoch(self.scenes, balance=recipe.data.balance)
         self.plan = Plan(
             epochs=recipe.epochs,
-            steps_an_epoch=recipe.steps or math.ceil(len(self.scenes) / (recipe.batch * recipe.accumulate)),
+            steps_an_epoch=recipe.steps or math.ceil(shown / (recipe.batch * recipe.accumulate)),
             batch=recipe.batch,
             accumulate=recipe.accumulate,
             patience=recipe.patience,

@@ -35,6 +35,7 @@ from palpate.training.engine import CHECKPOINT_SECONDS, train
 from palpate.training.items import (
     NOTHING_THERE,
     Item,
+    in_an_epoch,
     judged_places,
     named,
     order_of,
@@ -166,9 +167,10 @@ class _FineTuning:
         empty = sum((case.dataset, case.name) not in shown for case in train_cases)
         few = f" ({empty} of {len(train_cases)} images show no object that is large enough)" if empty else ""
         self.data = described(train_cases, val_cases)
+        asked = in_an_epoch(self.scenes, balance=recipe.data.balance)
         self.plan = Plan(
             epochs=recipe.epochs,
-            steps_an_epoch=recipe.steps or math.ceil(len(self.scenes) / (recipe.batch * recipe.accumulate)),
+            steps_an_epoch=recipe.steps or math.ceil(asked / (recipe.batch * recipe.accumulate)),
             batch=recipe.batch,
             accumulate=recipe.accumulate,
             patience=recipe.patience,

@@ -53,19 +53,29 @@ class Item:
         return *self.scene.identity, self.region.name
 
 
-def order_of(scenes: Sequence[Scene], *, epoch: int, seed: int, count: int, balance: str) -> list[int]:
-    """Which scenes an epoch asks about, as indices: each as often as the others, or each data set as often.
+def in_an_epoch(scenes: Sequence[Scene], *, balance: str) -> int:
+    """How many scenes an epoch asks about that is told no number: one of each case, or all of them."""
+    return len({_group(scene, balance) for scene in scenes}) if balance == "cases" else len(scenes)
 
-    Within a data set, too, no scene comes again before all have come.
+
+def _group(scene: Scene, balance: str) -> tuple[str, ...]:
+    names = scene.case.dataset, scene.case.name
+    return {"datasets": names[:1], "cases": names}.get(balance, ())
+
+
+def order_of(scenes: Sequence[Scene], *, epoch: int, seed: int, count: int, balance: str) -> list[int]:
+    """Which scenes an epoch asks about, as indices: each as often as the others, or each data set, or each case.
+
+    Within a data set or a case, too, no scene comes again before all have come.
     """
     rng = rng_for(seed, "order", epoch)
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[str, ...], list[int]] = {}
     for index, scene in enumerate(scenes):
-        groups.setdefault(scene.case.dataset if balance == "datasets" else "", []).append(index)
+        groups.setdefault(_group(scene, balance), []).append(index)
     names = sorted(groups)
-    queues: dict[str, list[int]] = {name: [] for name in names}
+    queues: dict[tuple[str, ...], list[int]] = {name: [] for name in names}
     order: list[int] = []
-    turn: list[str] = []
+    turn: list[tuple[str, ...]] = []
     while len(order) < count:
         if not turn:
             turn = [names[i] for i in rng.permutation(len(names)).tolist()]

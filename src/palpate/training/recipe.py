@@ -48,7 +48,8 @@ class DataRecipe(Section):
       Where the data has no splits, or with an empty `train`, everything is taken, whatever split it is in.
     - `dataset` chooses among the data sets of a manifest, `leave_out` names those that training and validation must
       not see, and `only` asks for values of a manifest's columns: {redistributable_weights = "yes"}.
-    - `balance`: every epoch sees each image alike ("images"), or draws data sets alike ("datasets").
+    - `balance`: every epoch sees each slice alike ("images"), or draws data sets alike ("datasets"), or one slice of
+      each case ("cases"; with all slices of volumes it is what Swin-LiteMedSAM was trained with).
     - `cases_per_dataset` bounds how many cases of each data set are trained on, drawn from the seed; none: all.
     - `slices_per_volume` slices are taken of each volume, spread evenly; "all" takes every labelled one. Objects
       smaller than `min_pixels` are not asked for.
@@ -72,7 +73,7 @@ class DataRecipe(Section):
     flips: tuple[Literal["x", "y", "xy"], ...] = ()
     crops: Annotated[int, Field(ge=0)] = 0
     variants: Annotated[int, Field(ge=0)] = 0
-    balance: Literal["images", "datasets"] = "images"
+    balance: Literal["images", "datasets", "cases"] = "images"
 
     @model_validator(mode="after")
     def _window_exists(self) -> DataRecipe:
