@@ -44,6 +44,20 @@ def test_a_recipe_and_flags_that_change_it(palpate: Run, tiny: object, pictures:
     assert "--overwrite" in again.err
 
 
+def test_both_stages_with_one_command(palpate: Run, tiny: object, pictures: Path) -> None:
+    then = "[then]\nepochs = 1\nsteps = 1\nbatch = 2\nprompts = [{ strategy = 'standard' }]\n"
+    Path("r.toml").write_text(f'[data]\npath = "{pictures}"\n{then}')
+    answer = palpate("distill", "r.toml", *QUICK, "-o", "s.safetensors", "--two-stages")
+    assert answer.status == 0, answer.err
+    assert "after stage 1" in answer.out
+    assert "--model tiny --weights s.safetensors" in answer.out
+    about = read_about(Path("s.safetensors"))
+    assert about["recipe"]["then"]["steps"] == 1  # the flag leaves the recipe's own section alone
+    assert Path("s.run/stage2/adapter.safetensors").is_file()
+    again = palpate("distill", "r.toml", *QUICK, "-o", "s.safetensors")
+    assert again.status == 0, again.err
+
+
 def test_mistakes_are_one_sentence_that_tells_the_way_out(palpate: Run, tiny: object, pictures: Path) -> None:
     for arguments, words in (
         (("--data", pictures), "-o FILE.safetensors"),

@@ -50,6 +50,9 @@ def distill(
     slices_per_volume: Annotated[
         str | None, typer.Option(metavar="N|all", help="Slices of each volume, spread evenly (default: 3).")
     ] = None,
+    two_stages: Annotated[
+        bool, typer.Option("--two-stages", help="Then train the whole model with prompts, as [then] of a recipe does.")
+    ] = False,
     error: Annotated[str | None, typer.Option(help="l1 or mse (default: l1).")] = None,
     batch_norm: Annotated[
         str | None, typer.Option(help="Statistics of batch normalisation: batch or kept (default: batch if random).")
@@ -82,7 +85,7 @@ def distill(
 
     palpate distill --data manifest.csv --student swin-lite-medsam -o swin.safetensors
 
-    Then: palpate finetune --data manifest.csv --model swin-lite-medsam --weights swin.safetensors --trained full
+    With --two-stages, or [then] in the recipe, the whole model then learns to answer prompts.
 
     Stopped by Ctrl-C or a power cut, the same command goes on where it was.
     """
@@ -114,8 +117,13 @@ def distill(
             "licence": licence,
         }
         chosen = _recipe(recipe, {key: value for key, value in changes.items() if value is not None})
+        if two_stages and chosen.then is None:
+            chosen = chosen.model_copy(update={"then": {}})
         size = None if max_size is None else bytes_of(max_size, "--max-size")
-        from palpate.training.distill import distill as teach
+        if chosen.then is None:
+            from palpate.training.distill import distill as teach
+        else:
+            from palpate.training.two_stages import train_in_two_stages as teach
 
         teller = Teller()
         try:
@@ -163,7 +171,12 @@ def _lines(made: Distilled) -> list[tuple[str, str]]:
         ("file", f"{made.path} ({size_text(made.path.stat().st_size)})"),
     ]
     after, before = (made.about["metrics"].get(name, {}) for name in ("val_dice", "val_dice_before"))
-    if "mean" in after:
+    if "metrics_of_stage_1" in made.about:
+        lines += [
+            (f"Dice on val, {name}", f"{value:.4f}, {before.get(name, 0):.4f} after stage 1")
+            for name, value in after.items()
+        ]
+    elif "mean" in after:
         lines.append(("Dice on val", f"{after['mean']:.4f} with the teacher's decoder, {before['mean']:.4f} before"))
     if made.ready:
         lines.append(("use it", f"palpate predict IMAGE --model {made.student} --weights {path} --box ... -o OUT"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from palpate.errors import SettingError
 from palpate.models import DEFAULT
@@ -14,14 +14,27 @@ from palpate.training.recipe import (
     DataRecipe,
     OptimiserRecipe,
     PromptRecipe,
+    Recipe,
     Section,
     ValidationRecipe,
+    recipe_from,
     said,
     toml_beside,
     with_changes,
 )
 
 RANDOM, RELEASED = "random", "released"
+
+STAGE_2: dict[str, Any] = {
+    "trained": ["full"],
+    "loss": "lite-medsam",
+    "prompts": [{"strategy": "swin-training"}],
+    "optimiser": {"rate": 2e-4, "weight_decay": 0.001, "schedule": "plateau", "factor": 0.8},
+    "epochs": 25,
+    "batch": 16,
+}
+"""The second stage of Swin-LiteMedSAM: Dice, BCE and the squared error of the predicted IoU, alike; rate, batch and
+epochs of the paper, weight decay and schedule of its code. One random slice and object of each case, flips as given."""
 
 
 class DistillRecipe(Section):
@@ -38,6 +51,9 @@ class DistillRecipe(Section):
     - `epochs` of `steps` each; without `steps`, an epoch shows every view once. A step averages the gradients of
       `accumulate` batches of `batch` views.
     - `validation` asks the teacher's decoder for masks, with the student's embeddings in the place of the teacher's.
+    - `then` is a second stage, in which the whole model learns to answer prompts: any keys of a recipe of
+      `palpate finetune` but `model` and `weights`. What it leaves out is what the paper and its code say (`STAGE_2`);
+      its data are those of the first stage, but for what its own `data` changes.
     """
 
     student: str = "swin-lite-medsam"
@@ -62,6 +78,29 @@ class DistillRecipe(Section):
     patience: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: Annotated[int, Field(ge=0)] = 0
+    then: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _second_stage_holds_together(self) -> DistillRecipe:
+        if self.then is not None:
+            if not_there := {"model", "weights"} & set(self.then):
+                raise SettingError(
+                    f"the second stage trains what the first one made: leave {' and '.join(sorted(not_there))} out"
+                )
+            self.second_stage("")  # told before the first stage has taken its hours
+        return self
+
+    def second_stage(self, weights: str) -> Recipe:
+        """The recipe of the second stage, from the checkpoint `weights` of the first."""
+        given = {**STAGE_2, **(self.then or {})}
+        data = {**self.data.model_dump(), "balance": "cases", **given.pop("data", {})}
+        optimiser = {**STAGE_2["optimiser"], **given.pop("optimiser", {})}
+        own = {"model": self.student, "weights": weights, "name": self.name, "licence": self.licence, "seed": self.seed}
+        return recipe_from({**own, **given, "data": data, "optimiser": optimiser})
+
+    def without_second_stage(self) -> DistillRecipe:
+        """The first stage alone."""
+        return self.model_copy(update={"then": None})
 
     @property
     def follows_batches(self) -> bool:
@@ -100,4 +139,9 @@ def read_distill_recipe(path: Path, *, changes: Mapping[str, Any] | None = None)
         given = content.get(name)
         if isinstance(given, str) and name not in changes and given not in (RANDOM, RELEASED):
             content[name] = str(path.parent / given)
+    own = content.get("then")
+    if isinstance(own, dict) and isinstance(own.get("data"), dict):
+        for name in ("path", "labels"):
+            if isinstance(own["data"].get(name), str):
+                own["data"][name] = str(path.parent / own["data"][name])
     return distill_recipe_from(with_changes(content, changes))

@@ -1,0 +1,205 @@
+"""Swin-LiteMedSAM in two stages on few images; run with --help for what can be chosen.
+
+    python experiments/swin_litemedsam/run.py DATA OUT distill --encoders swin small mini
+    python experiments/swin_litemedsam/run.py DATA OUT rows --encoder small [--workers 2]
+    python experiments/swin_litemedsam/run.py DATA OUT same-time --seconds 300
+    python experiments/swin_litemedsam/run.py DATA OUT test [--workers 2]
+
+Every job can be interrupted: the same command goes on where it stopped. Only public names of palpate are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from palpate.datasets import open_dataset
+from palpate.evaluation.measure import Plan
+from palpate.evaluation.protocols import protocol
+from palpate.evaluation.run import ModelChoice, evaluate
+from palpate.inference.processes import worker_pool
+from palpate.models import weights
+from palpate.models.catalogue import card
+from palpate.training.distill import distill
+from palpate.training.distill_recipe import read_distill_recipe
+from palpate.training.finetune import Event, finetune
+from palpate.training.recipe import read_recipe
+
+HERE = Path(__file__).parent
+ROWS = {
+    # of the paper's table 5: what the model is without, and what it is trained with
+    "encoder": ("-no-skip-no-points-no-scribble", "swin-training-box"),
+    "skip": ("-no-points-no-scribble", "swin-training-box"),
+    "points": ("-no-scribble", "swin-training-points"),
+    "scribble": ("", "swin-training"),
+    # of no paper: the last row, with boxes that go in or out in proportion to their size
+    "adaptive": ("", "swin-training-adaptive"),
+}
+PLAN = Plan(
+    protocols=(protocol("standard"), protocol("expansion", [0.1, 0.25]), protocol("shrink", [0.1, 0.25])),
+    objects=3,
+    volumes="one-slice",
+    score="slice",
+    in_pixels=("acdc_cardiac_mr",),  # its headers' spacing is nominal
+)
+
+
+def student(encoder: str) -> str:
+    """The name of Swin-LiteMedSAM with one of its encoders."""
+    return "swin-lite-medsam" if encoder == "swin" else f"swin-lite-medsam-{encoder}"
+
+
+def taught(out: Path, encoder: str) -> Path:
+    """Where the result of stage 1 lies: an encoder of ours with the teacher's decoder."""
+    return out / "stage1" / f"{encoder}.safetensors"
+
+
+def learn(encoder: str, data: Path, out: Path, changes: dict[str, Any]) -> str:
+    """Stage 1 for one encoder. Without skip connections it has the teacher's decoder, and answers at once."""
+    changes = {"data.path": str(data), "student": f"{student(encoder)}-no-skip", "name": encoder, **changes}
+    recipe = read_distill_recipe(HERE / "distill.toml", changes=changes)
+    done = distill(recipe, taught(out, encoder), cache=out / "embeddings", threads=1, listener=_say(encoder))
+    return f"{encoder}: {done.steps} steps"
+
+
+def started(name: str, out: Path, encoder: str, seed: int) -> Path:
+    """The checkpoint that stage 2 starts from: stage 1, and random weights where the row has parts of its own."""
+    path = out / "start" / f"{name}-{seed}.safetensors"
+    given = card(f"{student(encoder)}-no-skip")
+    wanted = card(name)
+    torch.manual_seed(seed)
+    network = cast("nn.Module", wanted.build())
+    state = network.state_dict()
+    for tensor, value in given.rename(weights.load_state(taught(out, encoder), given)).items():
+        if tensor in state and state[tensor].shape == value.shape:
+            state[tensor] = value
+    weights.write_checkpoint(wanted.restore(dict(state)), path, about={"layout": wanted.layout})
+    return path
+
+
+def train(row: str, seed: int, encoder: str, data: Path, out: Path, changes: dict[str, Any]) -> str:
+    """Stage 2 for one row and one seed: the whole model, from the encoder of stage 1."""
+    without, prompts = ROWS[row]
+    name, job = f"{student(encoder)}{without}", f"{row}-{seed}"
+    changes = {
+        "data.path": str(data),
+        "model": name,
+        "weights": str(started(name, out, encoder, seed)),
+        "prompts": [{"strategy": prompts}],
+        "validation.prompts": [{"strategy": "standard"}],
+        "seed": seed,
+        "name": job,
+        **changes,
+    }
+    recipe = read_recipe(HERE / "stage2.toml", changes=changes)
+    before = time.monotonic()
+    finetune(recipe, out / "stage2" / job, cache=out / "embeddings", device="cpu", threads=1, listener=_say(job))
+    return f"{job}: {time.monotonic() - before:.0f} s"
+
+
+def same_time(seed: int, steps: int, data: Path, out: Path) -> str:
+    """LiteMedSAM's decoder fine-tuned on the same images and boxes with the same loss, for so many steps."""
+    changes = {
+        "data.path": str(data),
+        "data.slices_per_volume": 1,
+        "data.flips": ["x"],
+        "model": "lite-medsam",
+        "trained": ["decoder"],
+        "prompts": [{"strategy": "swin-training-box"}],
+        "validation.prompts": [{"strategy": "standard"}],
+        "epochs": 4,
+        "steps": -(-steps // 4),
+        "seed": seed,
+        "name": f"lite-medsam-{seed}",
+    }
+    recipe = read_recipe(HERE / "stage2.toml", changes=changes)
+    job = f"lite-medsam-{seed}"
+    before = time.monotonic()
+    finetune(recipe, out / "stage2" / job, cache=out / "embeddings", device="cpu", threads=1, listener=_say(job))
+    return f"{job}: {time.monotonic() - before:.0f} s"
+
+
+def test(job: str, data: Path, out: Path) -> str:
+    """One model on the images of the split `test`: `stage1/ENCODER`, `stage2/JOB`, or `released`."""
+    kind, _, name = job.partition("/")
+    cache = out / "embeddings"
+    if kind == "released":
+        choice = ModelChoice(device="cpu", cache=cache)
+    elif kind == "stage1":
+        choice = ModelChoice(
+            model=f"{student(name)}-no-skip-no-points-no-scribble", device="cpu", weights=taught(out, name)
+        )
+    else:
+        adapter = out / "stage2" / name / "adapter.safetensors"
+        recipe = json.loads((out / "stage2" / name / "run.json").read_text())["recipe"]
+        own = recipe["model"] != "lite-medsam"
+        start = out / "start" / f"{recipe['model']}-{recipe['seed']}.safetensors"
+        choice = ModelChoice(
+            model=recipe["model"],
+            device="cpu",
+            weights=start if own else None,
+            adapter=adapter,
+            cache=None if own else cache,
+        )
+    evaluate(open_dataset(data, split="test"), PLAN, out / "test" / job, model=choice, data=str(data), workers=1)
+    return job
+
+
+def _say(name: str) -> Callable[[Event], None]:
+    def say(event: Event) -> None:
+        if event.kind in ("estimate", "resumed", "validation", "finished"):
+            print(f"{name}: {event.text}", flush=True)
+
+    return say
+
+
+def main() -> None:
+    """Do the jobs of one verb, several at a time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="a data set with the splits train, val and test")
+    parser.add_argument("out", type=Path, help="the folder for everything that is made")
+    parser.add_argument("verb", choices=["distill", "rows", "same-time", "test"])
+    parser.add_argument("--encoders", nargs="*", default=["swin", "small", "mini"], help="whose stage 1")
+    parser.add_argument("--encoder", default="small", help="with which encoder the rows are trained")
+    parser.add_argument("--rows", nargs="*", default=[*ROWS])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="another number of epochs than the recipe's")
+    parser.add_argument("--steps", type=int, help="how many steps same-time may take")
+    parser.add_argument(
+        "--jobs", nargs="*", help="what is tested: stage1/small, stage2/skip-0, released (default: all)"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="jobs at a time, one thread each")
+    given = parser.parse_args()
+    data, out = given.data, given.out
+    changes = {} if given.epochs is None else {"epochs": given.epochs}
+    with worker_pool(given.workers) as pool:
+        if given.verb == "distill":
+            jobs = [pool.submit(learn, encoder, data, out, changes) for encoder in given.encoders]
+        elif given.verb == "rows":
+            jobs = [
+                pool.submit(train, row, seed, given.encoder, data, out, changes)
+                for seed in given.seeds
+                for row in given.rows
+            ]
+        elif given.verb == "same-time":
+            jobs = [pool.submit(same_time, seed, given.steps, data, out) for seed in given.seeds]
+        else:
+            found = [
+                "released",
+                *(f"stage1/{path.stem}" for path in sorted((out / "stage1").glob("*.safetensors"))),
+                *(f"stage2/{path.parent.name}" for path in sorted((out / "stage2").glob("*/adapter.safetensors"))),
+            ]
+            jobs = [pool.submit(test, job, data, out) for job in given.jobs or found]
+        for job in jobs:
+            print("done:", job.result(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
