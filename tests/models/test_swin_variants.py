@@ -1,18 +1,22 @@
-"""Swin-LiteMedSAM with switches: names, files, and what each makes of a box alone."""
+"""Models that nobody released: Swin-LiteMedSAM with switches, and encoders at half size; their names and files."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import avg_pool2d, interpolate
 
 from palpate.errors import UnknownModel, WeightsError
 from palpate.models.catalogue import CARDS, VARIANTS, ModelCard, card
+from palpate.models.lite_medsam import TinyViT
 from palpate.models.promptable import PromptBatch
 from palpate.models.swin_lite_medsam import SkipPromptDecoder, SwinLiteMedSAM
 from palpate.models.weights import load, load_into, load_state, recognise, write_checkpoint
+
+SWIN = [each for each in VARIANTS if each.name.startswith("swin-")]
 
 BOX = np.array([[60, 50, 190, 200]], dtype=np.float32)
 
@@ -25,10 +29,11 @@ def built(each: ModelCard) -> Any:
 def test_there_is_one_for_each_choice_and_none_is_called_like_another() -> None:
     names = [each.name for each in (*CARDS, *VARIANTS)]
     assert len(set(names)) == len(names)
-    assert len(VARIANTS) == 4 * 2**3 - 1
+    assert len(SWIN) == 5 * 2**3 - 1
+    assert len(VARIANTS) == len(SWIN) + 2
 
 
-@pytest.mark.parametrize("each", VARIANTS, ids=lambda each: each.name)
+@pytest.mark.parametrize("each", SWIN, ids=lambda each: each.name)
 def test_a_name_says_what_is_there(each: ModelCard) -> None:
     model = built(each)
     assert card(each.name) is each
@@ -42,9 +47,14 @@ def test_a_name_says_what_is_there(each: ModelCard) -> None:
         assert (part in each.summary) == (f"-no-{part}" in each.name)
 
 
-@pytest.mark.parametrize("each", [v for v in VARIANTS if v.name.endswith(("-small", "-mini", "-tinyvit", "-no-skip"))])
+@pytest.mark.parametrize(
+    "each",
+    [each for each in VARIANTS if each.name.endswith(("-half", "-small", "-mini", "-tinyvit", "-no-skip"))],
+    ids=lambda each: each.name,
+)
 def test_a_checkpoint_is_known_by_its_names_and_goes_back_unchanged(each: ModelCard) -> None:
-    model = built(each)
+    model = each.build()
+    assert isinstance(model, nn.Module)
     state = model.state_dict()
     theirs = each.restore(dict(state))
     found = recognise(theirs)
@@ -84,6 +94,41 @@ def test_what_a_small_encoder_sees_at_one_place_reaches_the_features_there() -> 
     row, column = divmod(int(moved.argmax()), 64)
     assert abs(row - 22.5) <= 2.5
     assert abs(column - 42.5) <= 2.5
+
+
+@pytest.mark.parametrize("halved", [2, 4])
+def test_half_an_encoder_is_the_whole_one_on_half_the_canvas(halved: Literal[2, 4]) -> None:
+    """Started from the whole one's weights, and but for the steps between the grids."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"widths": (8, 32, 32, 32), "depths": (1, 1, 1, 1), "windows": (7, 5, 7), "channels": 32}
+    whole, half = TinyViT(**sizes).eval(), TinyViT(**sizes, halved=halved).eval()
+    half.load_state_dict(whole.state_dict(), strict=False)
+    canvas = torch.rand(2, 3, 64, 64)
+    small = avg_pool2d(canvas, 2)
+    with torch.inference_mode():
+        found, wanted = half.maps(canvas), whole.maps(small)
+        assert half(canvas).shape == whole(canvas).shape == (2, 32, 16, 16)
+    assert [each.shape[-1] for each in found] == [32, 16, 16, 16]
+    if halved == 4:
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(avg_pool2d(one, 2), avg_pool2d(enlarged(other), 2))
+    else:
+        torch.testing.assert_close(avg_pool2d(found.fine, 2), avg_pool2d(enlarged(wanted.fine), 2))
+
+
+def enlarged(x: torch.Tensor) -> torch.Tensor:
+    return interpolate(x, scale_factor=2.0, mode="bilinear")
+
+
+def test_a_half_one_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    half = card("lite-medsam-half")
+    path = tmp_path / "half.safetensors"
+    network = cast("nn.Module", half.build())
+    write_checkpoint(half.restore(dict(network.state_dict())), path, about={"layout": half.layout})
+    load(half, weights=path)
+    for other in ("lite-medsam", "lite-medsam-early-half", "swin-lite-medsam-half"):
+        with pytest.raises(WeightsError, match="LiteMedSAM at half size"):
+            load(other, weights=path)
 
 
 def test_without_weights_it_is_said_how_to_come_by_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from palpate.errors import OutputError, SettingError
 from palpate.models import catalogue
 from palpate.models.frame import Frame
+from palpate.models.lite_medsam import LiteMedSAM, TinyViT
 from palpate.models.sam import SamPromptDecoder
 from palpate.models.swin_lite_medsam import SwinEncoder, SwinLiteMedSAM
 from palpate.models.weights import load
@@ -164,6 +165,36 @@ class TestLearning:
         output = tmp_path / "f.safetensors"
         distill(recipe(data, student="tiny", teacher="wide", start="released", epochs=1, steps=1), output, device="cpu")
         assert losses(output)[0] < 1e-5
+
+
+class TestStartingFromTheTeacher:
+    def test_it_has_the_teachers_layers_and_learns_the_rest(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def half() -> LiteMedSAM:
+            model = tiny_training.build()
+            sizes: dict[str, Any] = {"widths": (8, 32, 32, 32), "depths": (1, 1, 1, 1), "windows": (7, 5, 7)}
+            model.image_encoder = TinyViT(**sizes, channels=32, halved=4)
+            return model
+
+        card = replace(catalogue.card("tiny"), name="tiny-half", build=half, layout="lite-medsam-half")
+        monkeypatch.setattr(catalogue, "CARDS", (*catalogue.CARDS, card))
+        still = OptimiserRecipe(rate=1e-30, weight_decay=0.0, schedule="constant")
+        asked = recipe(data, student="tiny-half", start="teacher", optimiser=still, epochs=1, steps=1)
+        made = distill(asked, tmp_path / "f.safetensors", device="cpu")
+        assert asked.follows_batches
+        assert made.ready
+        student, teacher = tensors("tiny-half", made.path), tensors("tiny", catalogue.stored("tiny"))
+        own = {"image_encoder.halved", "image_encoder.lateral.weight", "image_encoder.lateral.bias"}
+        assert set(student) - set(teacher) == own
+        for name, tensor in teacher.items():
+            if not re.search(r"running_|num_batches", name):  # the statistics are those of half the canvas
+                torch.testing.assert_close(student[name], tensor, msg=name)
+
+    def test_two_that_have_little_in_common(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(SettingError, match="tiny-swin cannot start from tiny"):
+            distill(recipe(data, start="teacher"), tmp_path / "f.safetensors", device="cpu")
+        assert not list(tmp_path.iterdir())
 
 
 class TestBatchStatistics:

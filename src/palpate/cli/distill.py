@@ -33,7 +33,8 @@ def distill(
         str | None, typer.Option(help="The model whose encoder learns (default: swin-lite-medsam).")
     ] = None,
     start: Annotated[
-        str | None, typer.Option(help="What it starts from: random, released, or a checkpoint (default: random).")
+        str | None,
+        typer.Option(help="What it starts from: random, released, teacher, or a checkpoint (default: random)."),
     ] = None,
     teacher: Annotated[str | None, typer.Option(help=f"The model it learns from (default: {DEFAULT}).")] = None,
     teacher_weights: Annotated[

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from palpate.errors import UnknownModel
 from palpate.models.frame import (
@@ -99,10 +99,10 @@ class ModelCard:
         return f"download {source.file}{size} from {source.address} and run `palpate models add {origin.name} PATH`"
 
 
-def _lite_medsam() -> "LiteMedSAM":
+def _lite_medsam(halved: Literal[0, 2, 4] = 0) -> "LiteMedSAM":
     from palpate.models.lite_medsam import LiteMedSAM
 
-    return LiteMedSAM.untrained(LITE_MEDSAM_FRAME)
+    return LiteMedSAM.untrained(LITE_MEDSAM_FRAME, halved=halved)
 
 
 def _swin_lite_medsam(
@@ -293,8 +293,8 @@ def _variant(encoder: "EncoderName", parameters: int, *, skip: bool, points: boo
         parameters=parameters,
         build=partial(_swin_lite_medsam, encoder, skip=skip, points=points, scribble=scribble),
         prompts=replace(SWIN_LITE_MEDSAM.prompts, beside_box=beside_box),
-        # With TinyViT and SAM's own decoder it has the layers of LiteMedSAM.
-        layout=LITE_MEDSAM.layout if (encoder, skip) == ("tinyvit", False) else layout,
+        # With a TinyViT and SAM's own decoder it has the layers of LiteMedSAM.
+        layout={"tinyvit": LITE_MEDSAM.layout, "half": "lite-medsam-half"}.get(encoder, layout) if not skip else layout,
         weights=WeightsSource(sha256=None, size_bytes=None),
         licence="Apache-2.0",
         unused=(),
@@ -304,6 +304,7 @@ def _variant(encoder: "EncoderName", parameters: int, *, skip: bool, points: boo
 _ENCODERS: dict["EncoderName", str] = {
     "swin": "",
     "tinyvit": " with LiteMedSAM's encoder",
+    "half": " with LiteMedSAM's encoder at half size",
     "small": " with palpate's small encoder",
     "mini": " with palpate's smallest encoder",
 }
@@ -314,21 +315,48 @@ _SIZES: tuple[tuple["EncoderName", bool, int], ...] = (
     ("swin", False, 14_580_156),
     ("tinyvit", True, 10_800_836),
     ("tinyvit", False, LITE_MEDSAM.parameters),
+    ("half", True, 10_842_116),
+    ("half", False, 9_832_580),
     ("small", True, 11_925_772),
     ("small", False, 10_961_292),
     ("mini", True, 6_562_848),
     ("mini", False, 5_682_336),
 )
 
-VARIANTS: tuple[ModelCard, ...] = tuple(
-    _variant(encoder, parameters, skip=skip, points=points, scribble=scribble)
-    for encoder, skip, parameters in _SIZES
-    for points in (True, False)
-    for scribble in (True, False)
-    if not (encoder == "swin" and skip and points and scribble)
+LITE_MEDSAM_HALF = replace(
+    LITE_MEDSAM,
+    name="lite-medsam-half",
+    summary="LiteMedSAM whose encoder works at half size; to be trained",
+    parameters=9_832_580,
+    build=partial(_lite_medsam, 4),
+    layout="lite-medsam-half",
+    weights=WeightsSource(sha256=None, size_bytes=None),
+    content_sha256=None,
 )
-"""Swin-LiteMedSAM with switches, `swin-lite-medsam[-tinyvit|-small|-mini][-no-skip][-no-points][-no-scribble]`: the
-rows of the paper's table 5, and encoders of our own. Nobody released weights: `palpate distill` trains them."""
+
+VARIANTS: tuple[ModelCard, ...] = (
+    LITE_MEDSAM_HALF,
+    replace(
+        LITE_MEDSAM_HALF,
+        name="lite-medsam-early-half",
+        summary="LiteMedSAM whose encoder's first two stages work at half size; to be trained",
+        parameters=LITE_MEDSAM.parameters,
+        build=partial(_lite_medsam, 2),
+        layout="lite-medsam-early-half",
+    ),
+    *(
+        _variant(encoder, parameters, skip=skip, points=points, scribble=scribble)
+        for encoder, skip, parameters in _SIZES
+        for points in (True, False)
+        for scribble in (True, False)
+        if not (encoder == "swin" and skip and points and scribble)
+    ),
+)
+"""Models for which nobody released weights; `palpate distill` trains them.
+
+LiteMedSAM with stages of its encoder at half size, and Swin-LiteMedSAM with switches, which are the rows of the paper's
+table 5 and other encoders: `swin-lite-medsam[-tinyvit|-half|-small|-mini][-no-skip][-no-points][-no-scribble]`.
+"""
 
 SAM_PROMPTS = PromptSupport(trained=("box", "points"), accepted=("scribble", "mask"), best_of_three=True)
 """What SAM takes. A scribble becomes points; mask prompts were the network's own earlier answers in training."""

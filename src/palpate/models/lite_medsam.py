@@ -19,12 +19,12 @@ Parameters are named as in the released checkpoints, so the encoder's weights lo
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu, pad, scaled_dot_product_attention
+from torch.nn.functional import avg_pool2d, gelu, interpolate, pad, scaled_dot_product_attention
 from transformers.models.sam.modeling_sam import SamLayerNorm
 
 from palpate.models.frame import Frame
@@ -232,7 +232,14 @@ class TinyViT(nn.Module):
 
     `widths` are the channels of the four stages; from the second on they must be multiples of 32, the size of an
     attention head. `windows` belong to the last three stages, those with attention.
+
+    With `halved` the network sees the canvas at half its size, and the first 2 or all 4 stages work on a quarter of the
+    cells. After two, the step that would halve once more does not; after four, the maps are enlarged, and a layer that
+    starts at zero adds the first stage's map, which is finer. All other layers are those of the whole network, so that
+    its weights are a start for the halved one. The canvas must be twice a multiple of `stride`.
     """
+
+    halved: Tensor
 
     def __init__(
         self,
@@ -242,6 +249,7 @@ class TinyViT(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 2),
         windows: Sequence[int] = (7, 14, 7),
         channels: int = 256,
+        halved: Literal[0, 2, 4] = 0,
     ):
         super().__init__()
         self.channels = channels
@@ -251,7 +259,12 @@ class TinyViT(nn.Module):
         self.patch_embed = PatchEmbed(first, stem)
         self.layers = nn.Sequential(
             ConvStage(first, second, depth=depths[0], stride=2),
-            AttentionStage(second, depth=depths[1], window=windows[0], downsample=Downsample(second, third, stride=2)),
+            AttentionStage(
+                second,
+                depth=depths[1],
+                window=windows[0],
+                downsample=Downsample(second, third, stride=1 if halved == 2 else 2),
+            ),
             # The last step widens without halving, so that the decoder gets a grid of 64 x 64.
             AttentionStage(third, depth=depths[2], window=windows[1], downsample=Downsample(third, fourth, stride=1)),
             AttentionStage(fourth, depth=depths[3], window=windows[2], downsample=None),
@@ -266,19 +279,34 @@ class TinyViT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        self._halved = halved
+        self.lateral = None
+        if halved:  # among the weights, because nothing else in a file tells a halved network from a whole one
+            self.register_buffer("halved", torch.tensor(halved))
+        if halved == 4:
+            self.lateral = nn.Conv2d(second, fourth, 1)
+            nn.init.zeros_(self.lateral.weight)
+            nn.init.zeros_(cast("Tensor", self.lateral.bias))
 
     def forward(self, canvas: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image channel row column"]:
         """Features of each canvas, on a grid of (height / stride, width / stride)."""
         return self.neck(self.maps(canvas).late)
 
     def maps(self, canvas: Float[Tensor, "image 3 height width"]) -> Maps:
-        """What the four stages give; the last three are on the grid of the features."""
+        """What the four stages give; the last three are on the grid of the features, the first is twice as fine."""
         # Stored with the channels last, the convolutions run faster on a CPU and the attention stages need no copies.
-        x = self.patch_embed(canvas.contiguous(memory_format=torch.channels_last))
+        x = canvas.contiguous(memory_format=torch.channels_last)
+        x = self.patch_embed(avg_pool2d(x, 2) if self._halved else x)
         found: list[Tensor] = []
         for stage in self.layers:
             x = stage(x)
             found.append(x)
+        if self.lateral is not None:
+            fine = found[0]
+            found = [interpolate(each, scale_factor=2.0, mode="bilinear") for each in found]
+            found[3] = found[3] + self.lateral(fine)
+        elif self._halved:
+            found[0] = interpolate(found[0], scale_factor=2.0, mode="bilinear")
         return Maps(*found)
 
 
@@ -299,9 +327,10 @@ class LiteMedSAM(nn.Module):
         self.keep_levels = False
 
     @classmethod
-    def untrained(cls, frame: Frame) -> "LiteMedSAM":
-        """The released architecture, with random weights: 9.8 million parameters, a canvas of 256 x 256."""
-        encoder = TinyViT()
+    def untrained(cls, frame: Frame, *, halved: Literal[0, 2, 4] = 0) -> "LiteMedSAM":
+        """The released architecture, with random weights: 9.8 million parameters, a canvas of 256 x 256; or with stages
+        of its encoder at half size (see `TinyViT`)."""
+        encoder = TinyViT(halved=halved)
         return cls(
             frame,
             image_encoder=encoder,

@@ -28,9 +28,10 @@ from the size of a window: neither is here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,8 +47,9 @@ from palpate.models.promptable import Array, ImageEmbedding, MaskPrediction, Pro
 from palpate.models.sam import SamPromptDecoder, from_segment_anything, renamed, to_segment_anything
 from palpate.prompts.from_box import derived_prompts
 
-EncoderName = Literal["swin", "tinyvit", "small", "mini"]
-"""Which encoder stands in front of the decoder: the authors', LiteMedSAM's, or one of palpate's two small ones."""
+EncoderName = Literal["swin", "tinyvit", "half", "small", "mini"]
+"""Which encoder stands in front of the decoder: the authors', LiteMedSAM's, the same at half size, or one of palpate's
+two small ones."""
 
 WINDOW = 8
 """Rows and columns of a window; shifted ones are moved by half of it."""
@@ -218,12 +220,14 @@ class SwinEncoder(nn.Module):
         return Maps(*found)
 
 
-ENCODERS: dict[EncoderName, dict[str, Any]] = {
-    "swin": {},
-    "small": {"widths": (32, 64, 128, 256, 256), "heads": (1, 2, 4, 8), "coarse": True},
-    "mini": {"widths": (16, 32, 64, 128, 128), "heads": (1, 2, 4, 4), "pairs": (1, 1, 1, 1), "coarse": True},
+_ENCODERS: dict[EncoderName, Callable[[], SwinEncoder | TinyViT]] = {
+    "swin": SwinEncoder,
+    "tinyvit": TinyViT,
+    "half": partial(TinyViT, halved=4),
+    # of the authors' blocks, palpate's own sizes
+    "small": partial(SwinEncoder, widths=(32, 64, 128, 256, 256), heads=(1, 2, 4, 8), coarse=True),
+    "mini": partial(SwinEncoder, widths=(16, 32, 64, 128, 128), heads=(1, 2, 4, 4), pairs=(1, 1, 1, 1), coarse=True),
 }
-"""The authors' encoder, and two of palpate's that are made of the same blocks and cost less; see `SwinEncoder`."""
 
 
 def _neck(inputs: int, channels: int) -> nn.Sequential:
@@ -340,7 +344,7 @@ class SwinLiteMedSAM(nn.Module):
     ) -> SwinLiteMedSAM:
         """The released architecture with random weights; or with another encoder, or with parts of it left out, as in
         the paper's table 5."""
-        image_encoder = TinyViT() if encoder == "tinyvit" else SwinEncoder(**ENCODERS[encoder])
+        image_encoder = _ENCODERS[encoder]()
         sizes = {"canvas_size": frame.size, "grid_stride": image_encoder.stride}
         fine = image_encoder.widths[0]
         decoder = SkipPromptDecoder(**sizes, fine_channels=fine) if skip else SamPromptDecoder(**sizes)

@@ -36,7 +36,7 @@ from palpate.models import catalogue, weights
 from palpate.models.catalogue import ModelCard
 from palpate.models.promptable import ImageEmbedding
 from palpate.training.data import cases_for, described
-from palpate.training.distill_recipe import RANDOM, RELEASED, DistillRecipe
+from palpate.training.distill_recipe import RANDOM, RELEASED, TEACHER, WORDS, DistillRecipe
 from palpate.training.embedding import embed
 from palpate.training.engine import CHECKPOINT_SECONDS, train
 from palpate.training.items import Item, in_an_epoch, order_of, validation_items
@@ -159,8 +159,11 @@ class _Distillation:
         self.cache = EmbeddingCache(order.cache, max_bytes=order.cache_bytes)
         self.pictures = Pictures(self._sights)
         self.left_random: list[str] = []
-        if recipe.start == RANDOM:
-            self.left_random = _take_over(cast("nn.Module", self.runtime.network), self.network)
+        if recipe.start in (RANDOM, TEACHER):
+            teacher = cast("nn.Module", self.runtime.network)
+            self.left_random = _take_over(teacher, self.network)
+            if recipe.start == TEACHER:
+                _copy_encoder(teacher, self.network, recipe)
         self.network.eval().requires_grad_(requires_grad=False)
         self.encoder = self.network.get_submodule("image_encoder").requires_grad_(requires_grad=True)
         moving = {f"image_encoder.{name}": parameter for name, parameter in self.encoder.named_parameters()}
@@ -172,7 +175,7 @@ class _Distillation:
     def _settings(self, started_from: str) -> dict[str, Any]:
         # Where files lie decides nothing and is nobody's business once the file is given on. Their hashes are compared.
         recipe = self.recipe.described()
-        start = recipe["start"] if recipe["start"] in (RANDOM, RELEASED) else ""
+        start = recipe["start"] if recipe["start"] in WORDS else ""
         data = {**recipe["data"], "path": "", "labels": None}
         return {
             "recipe": {**recipe, "start": start, "teacher_weights": None, "data": data},
@@ -430,8 +433,8 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def _student(card: ModelCard, recipe: DistillRecipe) -> tuple[nn.Module, str]:
-    """The network that learns, and the hash of what it starts from (empty: random, from the seed)."""
-    if recipe.start == RANDOM:
+    """The network that learns, and the hash of what it starts from (empty: random, from the seed, or the teacher)."""
+    if recipe.start in (RANDOM, TEACHER):
         state = torch.random.get_rng_state()
         torch.manual_seed(recipe.seed)
         network = cast("nn.Module", card.build())
@@ -466,6 +469,21 @@ def _take_over(teacher: nn.Module, student: nn.Module) -> list[str]:
             else:
                 tensor.copy_(wanted)
     return left
+
+
+def _copy_encoder(teacher: nn.Module, student: nn.Module, recipe: DistillRecipe) -> None:
+    """Start from the teacher's encoder, where the student's has the same layers."""
+    given = teacher.get_submodule("image_encoder").state_dict()
+    own = student.get_submodule("image_encoder").state_dict(keep_vars=True)
+    shared = [name for name, tensor in own.items() if name in given and given[name].shape == tensor.shape]
+    if 2 * len(shared) < len(own):
+        raise SettingError(
+            f"{recipe.student} cannot start from {recipe.teacher}: of the {len(own)} tensors of its encoder "
+            f"{len(shared)} are like the teacher's; start at random"
+        )
+    with torch.no_grad():
+        for name in shared:
+            own[name].copy_(given[name])
 
 
 @contextmanager

@@ -23,7 +23,9 @@ from palpate.training.recipe import (
     with_changes,
 )
 
-RANDOM, RELEASED = "random", "released"
+RANDOM, RELEASED, TEACHER = "random", "released", "teacher"
+WORDS = RANDOM, RELEASED, TEACHER
+"""What a student may start from; anything else is a checkpoint's path."""
 
 STAGE_2: dict[str, Any] = {
     "trained": ["full"],
@@ -42,12 +44,12 @@ class DistillRecipe(Section):
 
     - `student` and `teacher` are models of the catalogue whose embeddings have the same shape. The teacher has its
       released weights, or those of the checkpoint `teacher_weights`; the student starts from `random` weights, from its
-      `released` ones, or from a checkpoint (`start`).
+      `released` ones, from the `teacher`'s as far as it has the same layers, or from a checkpoint (`start`).
     - `error` is the mean absolute (`l1`) or squared (`mse`) difference of the two embeddings.
     - `batch_norm`: with `batch`, normalisation follows each batch, and before anything is measured or kept its
       statistics are taken anew over `calibrated` views of the training data, in batches of the same size, with the
       weights as they then are; so they follow from the weights, and not from the last few steps. With `kept` they
-      stay what they were (for a student that starts from trained weights). By itself it is `batch` for a random start.
+      stay what they were. By itself it is `kept` for a student that starts from its own trained weights.
     - `epochs` of `steps` each; without `steps`, an epoch shows every view once. A step averages the gradients of
       `accumulate` batches of `batch` views.
     - `validation` asks the teacher's decoder for masks, with the student's embeddings in the place of the teacher's.
@@ -105,7 +107,7 @@ class DistillRecipe(Section):
     @property
     def follows_batches(self) -> bool:
         """Whether normalisation follows each batch."""
-        return self.batch_norm == "batch" or (self.batch_norm is None and self.start == RANDOM)
+        return self.batch_norm == "batch" or (self.batch_norm is None and self.start in (RANDOM, TEACHER))
 
     def described(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
@@ -137,7 +139,7 @@ def read_distill_recipe(path: Path, *, changes: Mapping[str, Any] | None = None)
     content = toml_beside(path, changes)
     for name in ("start", "teacher_weights"):
         given = content.get(name)
-        if isinstance(given, str) and name not in changes and given not in (RANDOM, RELEASED):
+        if isinstance(given, str) and name not in changes and given not in WORDS:
             content[name] = str(path.parent / given)
     own = content.get("then")
     if isinstance(own, dict) and isinstance(own.get("data"), dict):

@@ -16,7 +16,7 @@ from palpate.errors import OutputError
 from palpate.models import catalogue, weights
 from palpate.models.adapters import AdapterCard
 from palpate.training.distill import ABOUT, Distilled, distill, read_about
-from palpate.training.distill_recipe import DistillRecipe
+from palpate.training.distill_recipe import WORDS, DistillRecipe
 from palpate.training.finetune import Finetuned, finetune
 
 
@@ -59,7 +59,7 @@ def _about(recipe: DistillRecipe, one: Distilled, two: AdapterCard) -> dict[str,
 def _plain(recipe: DistillRecipe) -> dict[str, Any]:
     """The recipe without where files lie, which is nobody's business once the checkpoint is given on."""
     found = recipe.described()
-    own = {"start": found["start"] if found["start"] in ("random", "released") else "", "teacher_weights": None}
+    own = {"start": found["start"] if found["start"] in WORDS else "", "teacher_weights": None}
     return {**found, **own, "data": {**found["data"], "path": "", "labels": None}}
 
 
