@@ -19,9 +19,20 @@ def test_a_summary_and_a_report_are_written_beside_the_table(squares: list[Case]
     for _ in range(2):  # a second time in place of the first
         write_results(run, squares, plan, lambda: Session(FakeRuntime()), worst=1)
     assert {path.name for path in run.folder.iterdir()} == {
-        *("results.csv", "times.csv", "run.json", "summary.csv", "summary.md", "report.html")
+        *("results.csv", "times.csv", "cases.csv", "run.json", "summary.csv", "summary.md", "report.html")
     }
     assert (run.folder / "report.html").read_text().count("data:image/png") == 1
+
+
+def test_where_modalities_are_known_there_is_a_table_of_them(squares: list[Case], tmp_path: Path):
+    cases = [replace(case, modality="CT" if number % 2 else "MR") for number, case in enumerate(squares)]
+    plan = Plan((protocol("standard"),))
+    run = evaluate(cases, plan, tmp_path / "run", model=Session(FakeRuntime()), data="squares")
+    write_results(run, cases, plan, lambda: Session(FakeRuntime()), worst=0)
+    text = (run.folder / "modalities.md").read_text()
+    assert [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")] == [
+        *("modality", "CT", "MR", "mean of these")
+    ]
 
 
 def test_some_cases_are_the_same_for_the_same_seed_and_of_every_dataset(squares: list[Case]):

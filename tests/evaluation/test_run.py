@@ -29,7 +29,9 @@ class Interrupting(FakeRuntime):
 
 def test_a_run_leaves_a_table_times_and_a_record(fake_session: Session, squares: list[Case], tmp_path: Path):
     run = evaluate(squares, PLAN, tmp_path / "run", model=fake_session, command="palpate evaluate squares")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["results.csv", "run.json", "times.csv"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        *("cases.csv", "results.csv", "run.json", "times.csv")
+    ]
     assert len(run.rows) == 3 * 2 * (1 + 2 * 2)
     assert run.record["command"] == "palpate evaluate squares"
     assert run.record["weights_hash"] == "0" * 64

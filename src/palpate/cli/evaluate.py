@@ -103,9 +103,9 @@ def evaluate(
 
     Two runs, compared:     palpate evaluate compare run-a/ run-b/
 
-    RUN gets results.csv (one row a prompt), times.csv, summary.csv, summary.md and report.html; with --auto also
-    presence.csv (how sure the model was of each class on each slice). Stopped by Ctrl-C or a
-    power cut, the same command goes on where it was.
+    RUN gets results.csv (one row a prompt), times.csv, cases.csv, summary.csv, summary.md and report.html; with --auto
+    also presence.csv (how sure the model was of each class on each slice), and modalities.md where the data say what
+    each image is. Stopped by Ctrl-C or a power cut, the same command goes on where it was.
     """
     with reporting_errors(as_json=as_json, kept=lambda: _kept(output)):
         if list_all:
@@ -156,7 +156,8 @@ def evaluate(
             typer.echo("writing the summary and the report ...", err=True)
         summary = write_results(run, chosen, plan, choice.load, worst=worst)
         if not as_json:
-            typer.echo((run.folder / "summary.md").read_text(encoding="utf-8"))
+            for written in filter(Path.is_file, (run.folder / name for name in ("summary.md", "modalities.md"))):
+                typer.echo(written.read_text(encoding="utf-8"))
             for note in run.record["notes"]:
                 typer.echo(f"note: {note}")
             say([(name, str(run.folder / file)) for name, file in _FILES])

@@ -96,12 +96,15 @@ class Measured:
     """The rows of one case, and the unit of its distances.
 
     `presence` is what was believed to be there, and `left_out` names objects that are no class of the model's.
+    `reading` and `encoding` are milliseconds; see `palpate.evaluation.modalities.CaseTime`.
     """
 
     rows: tuple[Row, ...]
     unit: Unit
     presence: tuple[Presence, ...] = ()
     left_out: tuple[str, ...] = ()
+    reading: float = 0.0
+    encoding: float = 0.0
 
 
 def measure_case(session: Session, case: Case, plan: Plan, *, progress: Progress | None = None) -> Measured:
@@ -110,7 +113,10 @@ def measure_case(session: Session, case: Case, plan: Plan, *, progress: Progress
     Raises:
         PalpateError: the case cannot be read, or the model does not take a protocol's prompts.
     """
+    start, encoded = time.perf_counter(), session.encoding_seconds
     scene = _Scene.of(session, case, plan)
+    # A picture is encoded as soon as it is there.
+    reading = time.perf_counter() - start - (session.encoding_seconds - encoded)
     regions, left_out = _chosen(scene, plan)
     presence: list[Presence] = []
     rows: dict[tuple[str, str], list[Row]] = {}
@@ -126,7 +132,8 @@ def measure_case(session: Session, case: Case, plan: Plan, *, progress: Progress
         if progress is not None:
             progress(done + 1, len(asked))
     ordered = [row for region, one in asked for row in rows.get((region.name, one.name), ())]
-    return Measured(tuple(ordered), scene.unit, tuple(presence), left_out)
+    times = 1000 * reading, 1000 * (session.encoding_seconds - encoded)
+    return Measured(tuple(ordered), scene.unit, tuple(presence), left_out, *times)
 
 
 def replay(session: Session, case: Case, plan: Plan, row: Row) -> list[Shown]:

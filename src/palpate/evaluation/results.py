@@ -9,6 +9,7 @@ import numpy as np
 from palpate.datasets.case import Case
 from palpate.errors import SettingError
 from palpate.evaluation.measure import Plan
+from palpate.evaluation.modalities import by_modality, modalities_markdown, read_cases
 from palpate.evaluation.presence import presence_markdown, presence_summary
 from palpate.evaluation.protocols import dice_for
 from palpate.evaluation.report import write_report
@@ -38,7 +39,7 @@ def some_cases(cases: Sequence[Case], *, most: int, seed: int) -> list[Case]:
 def write_results(
     run: Run, cases: Sequence[Case], plan: Plan, load: Callable[[], Session], *, worst: int = 10
 ) -> list[SummaryRow]:
-    """Write `summary.csv`, `summary.md` and `report.html` into the run's folder, in place of older ones.
+    """Write `summary.csv`, `summary.md`, `modalities.md` and `report.html` into the run's folder, for older ones.
 
     `worst` is how many of the worst cases the report shows; `load` gives the session that draws them again.
 
@@ -49,6 +50,9 @@ def write_results(
     summary = summarise(run, np.random.default_rng(plan.seed))
     parts = (summary_markdown(summary), presence_markdown(presence_summary(run.presence)))
     texts = {"summary.csv": summary_csv(summary), "summary.md": "\n".join(filter(None, parts))}
+    modalities = by_modality(run, read_cases(run.folder), np.random.default_rng(plan.seed))
+    if modalities:  # apart from the summary, which is the same whenever the same is measured again: times are not
+        texts["modalities.md"] = modalities_markdown(run, modalities)
     for name, text in texts.items():
         with replacing(run.folder / name, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")

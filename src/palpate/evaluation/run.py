@@ -23,6 +23,7 @@ from palpate.datasets.case import Case
 from palpate.errors import DatasetError, OutputError, PalpateError, SettingError
 from palpate.evaluation.found import classes_of, finding_runtime, region_of
 from palpate.evaluation.measure import Measured, Plan, measure_case
+from palpate.evaluation.modalities import CaseTime, cases_csv
 from palpate.evaluation.protocols import LEARNED_KINDS
 from palpate.evaluation.table import Presence, Row, Run, object_name, presence_csv, read_run, results_csv, times_csv
 from palpate.images.formats import replacing
@@ -88,7 +89,7 @@ def evaluate(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Measure these cases and write `results.csv`, `times.csv` and `run.json` into a folder.
+    """Measure these cases and write `results.csv`, `times.csv`, `cases.csv` and `run.json` into a folder.
 
     A folder with an unfinished run of the same settings is taken up where it stopped, and one with a finished run of
     the same settings and data is only read. With `overwrite`, a run of other settings or data is replaced; its table
@@ -154,6 +155,7 @@ def evaluate(
         "settings": settings,
     }
     _write(folder / "times.csv", times_csv(rows))
+    _write(folder / "cases.csv", cases_csv(_time(case, measured[case]) for case in cases))
     if presence:
         _write(folder / "presence.csv", presence_csv(presence))
     else:
@@ -292,14 +294,20 @@ def _finished(parts: Path, case: Case, fingerprint: str) -> Measured | None:
         return None  # not there, cut off, or of what the case was before: measured again
     rows = tuple(Row(**values) for values in kept["rows"])
     presence = tuple(Presence(**values) for values in kept.get("presence", ()))
-    return Measured(rows, kept["unit"], presence, tuple(kept.get("left_out", ())))
+    times = float(kept.get("reading", 0)), float(kept.get("encoding", 0))
+    return Measured(rows, kept["unit"], presence, tuple(kept.get("left_out", ())), *times)
 
 
 def _keep(parts: Path, case: Case, fingerprint: str, found: Measured) -> None:
     rows = [asdict(row) for row in found.rows]
     content = {"case": f"{case.dataset}/{case.name}", "sha256": fingerprint, "unit": found.unit, "rows": rows}
     content |= {"presence": [asdict(one) for one in found.presence], "left_out": list(found.left_out)}
+    content |= {"reading": found.reading, "encoding": found.encoding}
     _write(_part(parts, case), json.dumps(content))
+
+
+def _time(case: Case, found: Measured) -> CaseTime:
+    return CaseTime(case.dataset, case.subject, case.name, case.modality, found.reading, found.encoding)
 
 
 def _units(measured: Mapping[Case, Measured]) -> dict[str, str]:

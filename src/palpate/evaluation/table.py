@@ -4,6 +4,7 @@ A run's folder holds
 
 - `results.csv`: everything that is the same when the same command runs again, byte by byte;
 - `times.csv`: the same keys and `milliseconds`, which never are the same twice;
+- `cases.csv`: what each case is, and how long it took before any prompt; see `palpate.evaluation.modalities`;
 - `presence.csv`, if the model was asked to find its classes: how sure it was of each on each slice;
 - `run.json`: the command, settings, versions and hashes that made it.
 """

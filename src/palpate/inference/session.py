@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -102,6 +103,8 @@ class Session:
         self._modality = modality
         self._embeddings = EmbeddingStore(memory_bytes=memory_bytes)
         self._scene: _Scene | None = None
+        self.encoding_seconds = 0.0
+        """How long embeddings took so far, encoded or read from the cache."""
 
     def set_image(
         self,
@@ -523,6 +526,12 @@ class Session:
         return Track(prompt, start, first, last)
 
     def _embedding(self, z: int) -> ImageEmbedding:
+        start = time.perf_counter()
+        embedding = self._embedded(z)
+        self.encoding_seconds += time.perf_counter() - start
+        return embedding
+
+    def _embedded(self, z: int) -> ImageEmbedding:
         scene = self._ready()
         key = scene.keys.get(z)
         embedding = None if key is None else self._embeddings.get(key)
