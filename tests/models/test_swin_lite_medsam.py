@@ -55,6 +55,19 @@ class TestEncoding:
             tiny_swin_lite_medsam().encode(torch.zeros(1, 3, 32, 64))
 
 
+class TestKeepingMaps:
+    def test_answers_are_the_same_and_skip_connections_get_gradients(self) -> None:
+        model = tiny_swin_lite_medsam()
+        usual = asked(model, embedded(model, 2), 0, 1, boxes=BOXES[:2])
+        model.keep_maps = True
+        kept = embedded(model, 2)
+        torch.testing.assert_close(asked(model, kept, 0, 1, boxes=BOXES[:2]).logits, usual.logits)
+        whole = ImageEmbedding(kept.features.clone(), tuple(level.clone() for level in kept.levels))
+        model.decode(whole, PromptBatch(np.array([0]), boxes=BOXES[:1])).logits.sum().backward()
+        assert model.skip_neck is not None
+        assert all(parameter.grad is not None for parameter in model.skip_neck.parameters())
+
+
 class TestDecoding:
     def test_many_boxes_on_many_images_in_one_call_are_each_as_if_alone(self) -> None:
         """The authors' code has one box a call."""

@@ -1,5 +1,6 @@
 """Models that nobody released: Swin-LiteMedSAM with switches, and encoders at half size; their names and files."""
 
+import copy
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,7 +15,7 @@ from palpate.models.catalogue import CARDS, VARIANTS, ModelCard, card
 from palpate.models.lite_medsam import TinyViT
 from palpate.models.promptable import PromptBatch
 from palpate.models.swin_lite_medsam import SkipPromptDecoder, SwinLiteMedSAM
-from palpate.models.weights import load, load_into, load_state, recognise, write_checkpoint
+from palpate.models.weights import encoder_hash, load, load_into, load_state, recognise, write_checkpoint
 
 SWIN = [each for each in VARIANTS if each.name.startswith("swin-")]
 
@@ -129,6 +130,26 @@ def test_a_half_one_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
     for other in ("lite-medsam", "lite-medsam-early-half", "swin-lite-medsam-half"):
         with pytest.raises(WeightsError, match="LiteMedSAM at half size"):
             load(other, weights=path)
+
+
+def test_the_same_encoder_in_two_models_has_embeddings_of_two_kinds() -> None:
+    """Of a cache that both use, neither may be given what the other remembers of an image."""
+    plain, swin = (card(name).build() for name in ("lite-medsam", "swin-lite-medsam-tinyvit-no-skip"))
+    assert isinstance(plain, nn.Module)
+    assert isinstance(swin, nn.Module)
+    swin.load_state_dict(plain.state_dict())
+    before = encoder_hash(swin)
+    assert before != encoder_hash(plain)
+    assert before == encoder_hash(cast("nn.Module", copy.deepcopy(swin)))
+    whole = cast("Any", card("swin-lite-medsam-mini").build())
+    usual = encoder_hash(whole)
+    whole.keep_maps = True
+    kept = encoder_hash(whole)
+    with torch.no_grad():
+        whole.skip_neck[0].weight += 1
+    assert encoder_hash(whole) == kept != usual
+    whole.keep_maps = False
+    assert encoder_hash(whole) != usual
 
 
 def test_without_weights_it_is_said_how_to_come_by_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A tiny Swin-LiteMedSAM, distilled from a tiny model: trained whole, with learned prompts, and asked by a session."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import tiny_training
 import palpate
 from palpate.images import Image
 from palpate.inference import box_search
-from palpate.models import adapters
+from palpate.models import adapters, catalogue
 from palpate.models.adapters import Trained
+from palpate.models.weights import load_state, write_checkpoint
 from palpate.prompts.types import Box, MaskPrompt, Points, Scribble
 from palpate.training.distill import distill
 from palpate.training.distill_recipe import DistillRecipe
@@ -62,10 +64,47 @@ def test_it_is_fine_tuned(part: str, swin: Path, data: Path, tmp_path: Path) -> 
     )
     made = finetune(recipe, tmp_path / "run", device="cpu")
     names = adapters.read(made.adapter).tensors
-    assert any("skip_neck" in name for name in names) == (part == "full")
+    assert any("skip_neck" in name for name in names) == (part in ("full", "decoder"))
     session = palpate.load(tiny_training.SWIN, weights=swin, adapter=made.adapter, device="cpu")
     session.set_image(noise(28, 36))
     assert session.predict(Box(5, 5, 20, 20)).labels.shape == (28, 36)
+
+
+def test_what_makes_skip_connections_is_trained_on_embeddings_that_were_made_once(
+    swin: Path, data: Path, tmp_path: Path
+) -> None:
+    """Two checkpoints that differ in it alone share the cache."""
+    card = catalogue.card(tiny_training.SWIN)
+    state = load_state(swin, card)
+    other = tmp_path / "other.safetensors"
+    name = "mask_decoder.neck.0.weight"
+    write_checkpoint({**state, name: state[name] + 1}, other, about={"layout": card.layout})
+    encoded: list[int] = []
+    for start in (swin, other):
+        recipe = Recipe(
+            model=tiny_training.SWIN,
+            weights=str(start),
+            data=DataRecipe(path=str(data)),
+            trained=Trained(("decoder",)),
+            prompts=(PromptRecipe(strategy="swin-training"),),
+            epochs=1,
+            steps=2,
+            batch=2,
+        )
+        made = finetune(recipe, tmp_path / f"run-{start.stem}", device="cpu", cache=tmp_path / "cache")
+        tensors = adapters.read(made.adapter).tensors
+        assert any(name.startswith("replaced:skip_neck.") for name in tensors)
+        encoded.append(len(list((tmp_path / "cache").rglob("*.*"))))
+    assert encoded[0] == encoded[1] > 0
+    # In use the adapter's own is what encodes, and has embeddings of its own.
+    made = adapters.read(tmp_path / "run-swin" / "adapter.safetensors")
+    moved = {name: tensor + 1 if "skip_neck" in name else tensor for name, tensor in made.tensors.items()}
+    adapters.save(replace(made, tensors=moved), tmp_path / "moved.safetensors")
+    hashes = {
+        palpate.load(tiny_training.SWIN, weights=swin, adapter=adapter, device="cpu").runtime.encoder_hash
+        for adapter in (None, tmp_path / "moved.safetensors")
+    }
+    assert len(hashes) == 2
 
 
 def test_it_learns_prompts(swin: Path, data: Path, tmp_path: Path) -> None:

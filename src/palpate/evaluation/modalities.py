@@ -152,8 +152,8 @@ def modalities_markdown(run: Run, rows: Sequence[ModalityRow]) -> str:
     said = run.record.get("settings", {}).get("runtime", "")
     lines.append(
         "\nWithin a modality every subject counts alike. A case's time is reading, encoding and answering these "
-        f"prompts once{f' ({said}; a process uses one thread of a CPU)' if said else ''}; encoding is short where embeddings "
-        "came from a cache.\n"
+        f"prompts once{f' ({said}; a process uses one thread of a CPU)' if said else ''}; encoding is short where "
+        "embeddings came from a cache.\n"
     )
     return "\n".join(lines)
 

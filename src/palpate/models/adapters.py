@@ -50,7 +50,8 @@ _PLACES: Mapping[Where, str] = {"decoder": "prompt_decoder.mask_decoder", "encod
 class Trained:
     """Which weights move.
 
-    - `parts`: `decoder` is the mask decoder, as MedSAM's fine-tuning has it with a frozen encoder; `mask-head` is what
+    - `parts`: `decoder` is the mask decoder, as MedSAM's fine-tuning has it with a frozen encoder, and what makes skip
+      connections of an encoder's maps, where a model has them; `mask-head` is what
       in it makes masks of attended tokens and cells (mask tokens, upscaling, hypernetworks); `prompt-encoder` the
       embeddings of corners, points and masks; `bias-norm` all biases and normalisation weights; `lora` and
       `adapter` add few weights beside frozen ones; `last-blocks` are the last blocks of the image encoder and its neck;
@@ -411,7 +412,9 @@ def _freed_whole(network: nn.Module, part: Part, trained: Trained) -> list[nn.Mo
     if part == "full":
         return [network]
     if part == "decoder":
-        return [network.get_submodule("prompt_decoder.mask_decoder")]
+        decoder = [network.get_submodule("prompt_decoder.mask_decoder")]
+        skip = getattr(network, "skip_neck", None)
+        return decoder if skip is None else [*decoder, skip]  # in its authors' code it is a part of the decoder
     if part == "mask-head":
         decoder = network.get_submodule("prompt_decoder.mask_decoder")
         return [

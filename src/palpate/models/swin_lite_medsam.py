@@ -314,7 +314,13 @@ class SwinLiteMedSAM(nn.Module):
 
     The encoder's maps `early`, `middle` and `late` go through `skip_neck`. With a plain `SamPromptDecoder` there are no
     skip connections (the paper's table 5 without them).
+
+    With `keep_maps` embeddings hold these maps as they are, and `decode` sends them through `skip_neck`: its weights
+    can then be trained on embeddings that were made once. They are half as large again, and answers take longer.
     """
+
+    always_holds = "foreground"
+    """What an embedding has beside LiteMedSAM's features; see `palpate.models.weights.encoder_hash`."""
 
     def __init__(
         self,
@@ -329,6 +335,7 @@ class SwinLiteMedSAM(nn.Module):
         self.image_encoder = image_encoder
         self.prompt_decoder = prompt_decoder
         self.from_box = from_box or FromBox()
+        self.keep_maps = False
         self.skip_neck = None
         if isinstance(prompt_decoder, SkipPromptDecoder):
             self.skip_neck = _neck(sum(image_encoder.widths[1:]), image_encoder.channels)
@@ -363,7 +370,8 @@ class SwinLiteMedSAM(nn.Module):
         maps = self.image_encoder.maps(canvas)
         levels = [(canvas.mean(dim=1, keepdim=True) > 0).to(canvas)]
         if self.skip_neck is not None:
-            levels = [maps.fine, self.skip_neck(torch.cat(maps[1:], dim=1)), *levels]
+            several = torch.cat(maps[1:], dim=1)
+            levels = [maps.fine, several if self.keep_maps else self.skip_neck(several), *levels]
         return ImageEmbedding(self.image_encoder.neck(maps.late), tuple(levels))
 
     def decode(
@@ -379,9 +387,11 @@ class SwinLiteMedSAM(nn.Module):
             mask_size=4 * self.prompt_decoder.grid_size,
             device=self.prompt_decoder.no_mask.device,
         )
-        return self.prompt_decoder.decode(
-            embedding, self._completed(embedding, asked), multimask_output=multimask_output
-        )
+        completed = self._completed(embedding, asked)
+        if self.skip_neck is not None and self.keep_maps:
+            fine, several, *others = (torch.as_tensor(level) for level in embedding.levels)
+            embedding = ImageEmbedding(embedding.features, (fine, self.skip_neck(several), *others))
+        return self.prompt_decoder.decode(embedding, completed, multimask_output=multimask_output)
 
     def _completed(self, embedding: ImageEmbedding, asked: PromptTensors) -> PromptBatch:
         """The prompts with those that are made from boxes."""

@@ -659,14 +659,18 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def encoder_hash(network: nn.Module) -> str:
-    """`content_hash` of all but the prompt decoder; another one where embeddings are asked to hold levels as well.
+    """`content_hash` of all but the prompt decoder; another one where embeddings hold more than features.
 
-    Embeddings are kept under this hash, and one without levels must not answer for one with them.
+    Embeddings are kept under this hash, and one without levels must not answer for one with them: two models may have
+    the same encoder and remember different things of an image.
     """
-    found = content_hash({n: t for n, t in network.state_dict().items() if not n.startswith("prompt_decoder.")})
-    if getattr(network, "keep_levels", False):
-        return hashlib.sha256(f"{found} with levels".encode()).hexdigest()
-    return found
+    keeps_maps = bool(getattr(network, "keep_maps", False))
+    # With maps the embedding is what comes before the skip connections.
+    apart = ("prompt_decoder.", "skip_neck.") if keeps_maps else ("prompt_decoder.",)
+    found = content_hash({n: t for n, t in network.state_dict().items() if not n.startswith(apart)})
+    held = [getattr(network, "always_holds", "")] + ["levels"] * bool(getattr(network, "keep_levels", False))
+    held = " and ".join(filter(None, [*held, "maps" * keeps_maps]))
+    return hashlib.sha256(f"{found} with {held}".encode()).hexdigest() if held else found
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------

@@ -150,6 +150,10 @@ def student(recipe: Recipe, cache: EmbeddingCache, device: torch.device) -> Stud
     network = cast("nn.Module", loaded.model)
     # An encoder that does not move is shared with the base model.
     shared = {} if recipe.trained.moves_encoder else {id(e): e for e in [network.get_submodule("image_encoder")]}
+    keeps_maps = shared and "decoder" in recipe.trained.parts and getattr(network, "skip_neck", None) is not None
+    if keeps_maps:
+        network.keep_maps = True  # pyright: ignore[reportArgumentType]
+    encoder_hash = weights.encoder_hash(network) if keeps_maps else loaded.encoder_hash
     base = cast("PromptableModel", copy.deepcopy(network, shared))
     torch.manual_seed(recipe.seed)
     parameters = adapters.trainable(network, recipe.trained)
@@ -157,7 +161,7 @@ def student(recipe: Recipe, cache: EmbeddingCache, device: torch.device) -> Stud
     return Student(
         network=network,
         base=base,
-        runtime=TorchRuntime(base, card.name, loaded.weights_hash, loaded.encoder_hash, card.prompts, device),
+        runtime=TorchRuntime(base, card.name, loaded.weights_hash, encoder_hash, card.prompts, device),
         cache=cache,
         recipe=recipe,
         device=device,
