@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from palpate.errors import UnknownModel
 from palpate.models.frame import (
@@ -99,7 +99,7 @@ class ModelCard:
         return f"download {source.file}{size} from {source.address} and run `palpate models add {origin.name} PATH`"
 
 
-def _lite_medsam(halved: Literal[0, 2, 4] = 0) -> "LiteMedSAM":
+def _lite_medsam(*, halved: bool = False) -> "LiteMedSAM":
     from palpate.models.lite_medsam import LiteMedSAM
 
     return LiteMedSAM.untrained(LITE_MEDSAM_FRAME, halved=halved)
@@ -328,7 +328,7 @@ LITE_MEDSAM_HALF = replace(
     name="lite-medsam-half",
     summary="LiteMedSAM whose encoder works at half size; to be trained",
     parameters=9_832_580,
-    build=partial(_lite_medsam, 4),
+    build=partial(_lite_medsam, halved=True),
     layout="lite-medsam-half",
     weights=WeightsSource(sha256=None, size_bytes=None),
     content_sha256=None,
@@ -336,14 +336,6 @@ LITE_MEDSAM_HALF = replace(
 
 VARIANTS: tuple[ModelCard, ...] = (
     LITE_MEDSAM_HALF,
-    replace(
-        LITE_MEDSAM_HALF,
-        name="lite-medsam-early-half",
-        summary="LiteMedSAM whose encoder's first two stages work at half size; to be trained",
-        parameters=LITE_MEDSAM.parameters,
-        build=partial(_lite_medsam, 2),
-        layout="lite-medsam-early-half",
-    ),
     *(
         _variant(encoder, parameters, skip=skip, points=points, scribble=scribble)
         for encoder, skip, parameters in _SIZES
@@ -354,7 +346,7 @@ VARIANTS: tuple[ModelCard, ...] = (
 )
 """Models for which nobody released weights; `palpate distill` trains them.
 
-LiteMedSAM with stages of its encoder at half size, and Swin-LiteMedSAM with switches, which are the rows of the paper's
+LiteMedSAM with its encoder at half size, and Swin-LiteMedSAM with switches, which are the rows of the paper's
 table 5 and other encoders: `swin-lite-medsam[-tinyvit|-half|-small|-mini][-no-skip][-no-points][-no-scribble]`.
 """
 

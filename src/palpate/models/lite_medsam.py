@@ -233,13 +233,11 @@ class TinyViT(nn.Module):
     `widths` are the channels of the four stages; from the second on they must be multiples of 32, the size of an
     attention head. `windows` belong to the last three stages, those with attention.
 
-    With `halved` the network sees the canvas at half its size, and the first 2 or all 4 stages work on a quarter of the
-    cells. After two, the step that would halve once more does not; after four, the maps are enlarged, and a layer that
-    starts at zero adds the first stage's map, which is finer. All other layers are those of the whole network, so that
-    its weights are a start for the halved one. The canvas must be twice a multiple of `stride`.
+    With `halved` the network sees the canvas at half its size, so that all stages work on a quarter of the cells. Their
+    maps are enlarged, and a layer that starts at zero adds the first one, which is finer, to the last. All other layers
+    are those of the whole network, so that its weights are a start for the halved one. The canvas must be twice a
+    multiple of `stride`.
     """
-
-    halved: Tensor
 
     def __init__(
         self,
@@ -249,7 +247,7 @@ class TinyViT(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 2),
         windows: Sequence[int] = (7, 14, 7),
         channels: int = 256,
-        halved: Literal[0, 2, 4] = 0,
+        halved: bool = False,
     ):
         super().__init__()
         self.channels = channels
@@ -259,12 +257,7 @@ class TinyViT(nn.Module):
         self.patch_embed = PatchEmbed(first, stem)
         self.layers = nn.Sequential(
             ConvStage(first, second, depth=depths[0], stride=2),
-            AttentionStage(
-                second,
-                depth=depths[1],
-                window=windows[0],
-                downsample=Downsample(second, third, stride=1 if halved == 2 else 2),
-            ),
+            AttentionStage(second, depth=depths[1], window=windows[0], downsample=Downsample(second, third, stride=2)),
             # The last step widens without halving, so that the decoder gets a grid of 64 x 64.
             AttentionStage(third, depth=depths[2], window=windows[1], downsample=Downsample(third, fourth, stride=1)),
             AttentionStage(fourth, depth=depths[3], window=windows[2], downsample=None),
@@ -279,11 +272,8 @@ class TinyViT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        self._halved = halved
         self.lateral = None
-        if halved:  # among the weights, because nothing else in a file tells a halved network from a whole one
-            self.register_buffer("halved", torch.tensor(halved))
-        if halved == 4:
+        if halved:
             self.lateral = nn.Conv2d(second, fourth, 1)
             nn.init.zeros_(self.lateral.weight)
             nn.init.zeros_(cast("Tensor", self.lateral.bias))
@@ -296,7 +286,7 @@ class TinyViT(nn.Module):
         """What the four stages give; the last three are on the grid of the features, the first is twice as fine."""
         # Stored with the channels last, the convolutions run faster on a CPU and the attention stages need no copies.
         x = canvas.contiguous(memory_format=torch.channels_last)
-        x = self.patch_embed(avg_pool2d(x, 2) if self._halved else x)
+        x = self.patch_embed(x if self.lateral is None else avg_pool2d(x, 2))
         found: list[Tensor] = []
         for stage in self.layers:
             x = stage(x)
@@ -305,8 +295,6 @@ class TinyViT(nn.Module):
             fine = found[0]
             found = [interpolate(each, scale_factor=2.0, mode="bilinear") for each in found]
             found[3] = found[3] + self.lateral(fine)
-        elif self._halved:
-            found[0] = interpolate(found[0], scale_factor=2.0, mode="bilinear")
         return Maps(*found)
 
 
@@ -327,9 +315,9 @@ class LiteMedSAM(nn.Module):
         self.keep_levels = False
 
     @classmethod
-    def untrained(cls, frame: Frame, *, halved: Literal[0, 2, 4] = 0) -> "LiteMedSAM":
-        """The released architecture, with random weights: 9.8 million parameters, a canvas of 256 x 256; or with stages
-        of its encoder at half size (see `TinyViT`)."""
+    def untrained(cls, frame: Frame, *, halved: bool = False) -> "LiteMedSAM":
+        """The released architecture, with random weights: 9.8 million parameters, a canvas of 256 x 256; or with its
+        encoder at half size (see `TinyViT`)."""
         encoder = TinyViT(halved=halved)
         return cls(
             frame,

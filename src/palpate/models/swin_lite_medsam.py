@@ -223,7 +223,7 @@ class SwinEncoder(nn.Module):
 _ENCODERS: dict[EncoderName, Callable[[], SwinEncoder | TinyViT]] = {
     "swin": SwinEncoder,
     "tinyvit": TinyViT,
-    "half": partial(TinyViT, halved=4),
+    "half": partial(TinyViT, halved=True),
     # of the authors' blocks, palpate's own sizes
     "small": partial(SwinEncoder, widths=(32, 64, 128, 256, 256), heads=(1, 2, 4, 8), coarse=True),
     "mini": partial(SwinEncoder, widths=(16, 32, 64, 128, 128), heads=(1, 2, 4, 4), pairs=(1, 1, 1, 1), coarse=True),

@@ -594,9 +594,9 @@ def recognise(state: Mapping[str, Tensor]) -> Layout | None:
     if stem is not None and not has("mask_decoder."):
         return Layout("tiny-vit", "a TinyViT encoder without SAM's decoder")
     if stem is not None and stem.shape[-1] == 1:
-        half = {"": "", "2": "-early-half", "4": "-half"}.get(_halved(state), "")
-        title = f"a checkpoint of LiteMedSAM at half size (lite-medsam{half})" if half else "a LiteMedSAM checkpoint"
-        return Layout(f"lite-medsam{half}", title)
+        if "image_encoder.lateral.weight" in state:
+            return Layout("lite-medsam-half", "a checkpoint of LiteMedSAM at half size (lite-medsam-half)")
+        return Layout("lite-medsam", "a LiteMedSAM checkpoint")
     if stem is not None:
         return Layout("mobile-sam", "a MobileSAM checkpoint")
     patches = state.get("image_encoder.patch_embed.proj.weight")
@@ -610,17 +610,11 @@ def recognise(state: Mapping[str, Tensor]) -> Layout | None:
     return None
 
 
-def _halved(state: Mapping[str, Tensor]) -> str:
-    """How many stages of a TinyViT work at half size, if it says so."""
-    found = state.get("image_encoder.halved")
-    return "" if found is None else str(int(found.flatten()[0])) if found.numel() else ""
-
-
 def _of_swin(state: Mapping[str, Tensor], stem: Tensor | None) -> Layout:
     """Which Swin-LiteMedSAM: the authors', or one with another encoder or without skip connections."""
     name = "swin-lite-medsam"
     if not any(each.startswith("image_encoder.stage1.") for each in state):
-        name += "-half" if _halved(state) else "-tinyvit"
+        name += "-half" if "image_encoder.lateral.weight" in state else "-tinyvit"
     elif "image_encoder.lateral.weight" in state:
         name += "-small" if stem is not None and stem.shape[0] == 16 else "-mini"
     if not any(each.startswith("mask_decoder.neck.") for each in state):
