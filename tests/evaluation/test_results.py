@@ -33,6 +33,9 @@ def test_where_modalities_are_known_there_is_a_table_of_them(squares: list[Case]
     assert [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")] == [
         *("modality", "CT", "MR", "mean of these")
     ]
+    run = evaluate(squares, plan, tmp_path / "run", model=Session(FakeRuntime()), data="squares", overwrite=True)
+    write_results(run, squares, plan, lambda: Session(FakeRuntime()), worst=0)
+    assert not (run.folder / "modalities.md").exists()
 
 
 def test_some_cases_are_the_same_for_the_same_seed_and_of_every_dataset(squares: list[Case]):

@@ -74,6 +74,23 @@ def test_everything_moves_in_the_second_stage_and_the_checkpoint_is_whole(data: 
     assert {"val_dice", "val_dice_before"} <= set(about["metrics"])
     assert {"val_dice", "val_dice_before"} <= set(about["metrics_of_stage_1"])
     assert str(data) not in str(about)
+    assert (about["name"], about["data_of_stage_2"]) == ("small", about["data"])
+
+
+def test_what_the_second_stage_says_of_itself_is_kept_and_where_its_data_lie_is_not(data: Path, tmp_path: Path) -> None:
+    own = {"name": "Mine", "licence": "CC-BY-NC-4.0", "data": {"path": str(data)}, "trained": ["decoder"]}
+    made = train_in_two_stages(recipe(data, **own), tmp_path / "s.safetensors", device="cpu", cache=tmp_path / "cache")
+    about = read_about(made.path)
+    assert (about["name"], about["licence"]) == ("Mine", "CC-BY-NC-4.0")
+    assert str(data) not in str(about)
+    assert made.ready  # all that stage 1 left random is trained with the decoder
+
+
+def test_what_no_stage_trains_is_told(data: Path, tmp_path: Path) -> None:
+    asked = recipe(data, trained=["prompt-encoder"])
+    made = train_in_two_stages(asked, tmp_path / "s.safetensors", device="cpu", cache=tmp_path / "cache")
+    assert not made.ready
+    assert any("upscaling1" in name for name in read_about(made.path)["left_random"])
 
 
 def test_stopped_in_the_second_stage_the_same_call_goes_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
@@ -107,9 +124,24 @@ def test_another_file_is_not_replaced_unasked(data: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "mine.run").exists()
 
 
+def test_a_finished_one_of_the_same_recipe_but_another_run_is_another_file(data: Path, tmp_path: Path) -> None:
+    output, cache = tmp_path / "mine.safetensors", tmp_path / "cache"
+    train_in_two_stages(recipe(data), output, folder=tmp_path / "one", device="cpu", cache=cache)
+    before = output.read_bytes()
+    with pytest.raises(OutputError, match="--overwrite"):
+        train_in_two_stages(recipe(data), output, folder=tmp_path / "other", device="cpu", cache=cache)
+    assert output.read_bytes() == before
+    again = recipe(data).model_copy(update={"start": str(output)})
+    with pytest.raises(OutputError, match="would replace what is learned from"):
+        train_in_two_stages(again, output, device="cpu", cache=cache, overwrite=True)
+    assert output.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("then", "says"),
     [
+        ({"optimiser": "adam"}, r"then\.optimiser is a section"),
+        ({"trained": ["adapter"]}, "no checkpoint has room"),
         ({"model": "lite-medsam"}, "leave model out"),
         ({"weights": "x", "model": "y"}, "leave model and weights out"),
         ({"epoch": 3}, "epoch is not known"),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from palpate.cli import compare, data, distill, embed, evaluate, finetune, info, learn, models, predict
+from palpate.cli import compare, data, distill, embed, evaluate, export, finetune, info, learn, models, predict
 from palpate.cli.terminal import command_line
 from palpate.inference.processes import be_quick
 
@@ -28,6 +28,7 @@ app.command("finetune", no_args_is_help=True)(finetune.finetune)
 app.command("learn", no_args_is_help=True)(learn.learn)
 app.command("distill", no_args_is_help=True)(distill.distill)
 app.command("embed", no_args_is_help=True)(embed.embed)
+app.command("export", no_args_is_help=True)(export.export)
 app.command("info", no_args_is_help=True)(info.info)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")

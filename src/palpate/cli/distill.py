@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palpate.cli.finetune import Teller, leads, several, slices_of, text_of
+from palpate.cli.finetune import Teller, several, slices_of, text_of
 from palpate.cli.terminal import bytes_of, command_line, cores, reporting_errors, say, say_json, size_text
 from palpate.errors import SettingError
+from palpate.inference.processes import leads
 from palpate.models import DEFAULT
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ def distill(
     ] = False,
     error: Annotated[str | None, typer.Option(help="l1 or mse (default: l1).")] = None,
     batch_norm: Annotated[
-        str | None, typer.Option(help="Statistics of batch normalisation: batch or kept (default: batch if random).")
+        str | None, typer.Option(help="Statistics of batch normalisation: batch or kept (default: by the start).")
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="The learning rate (default: 2e-4).")] = None,
-    epochs: Annotated[int | None, typer.Option(help="How many epochs (default: 10).")] = None,
+    rate: Annotated[float | None, typer.Option(help="The learning rate of the first stage (default: 2e-4).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many epochs, of the first stage (default: 10).")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of an epoch (default: every view once).")] = None,
     batch: Annotated[int | None, typer.Option(help="Views of a step (default: 8).")] = None,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
@@ -174,8 +175,7 @@ def _lines(made: Distilled) -> list[tuple[str, str]]:
     after, before = (made.about["metrics"].get(name, {}) for name in ("val_dice", "val_dice_before"))
     if "metrics_of_stage_1" in made.about:
         lines += [
-            (f"Dice on val, {name}", f"{value:.4f}, {before.get(name, 0):.4f} after stage 1")
-            for name, value in after.items()
+            (f"Dice on val, {name}", f"{value:.4f}, {before[name]:.4f} after stage 1") for name, value in after.items()
         ]
     elif "mean" in after:
         lines.append(("Dice on val", f"{after['mean']:.4f} with the teacher's decoder, {before['mean']:.4f} before"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -24,6 +23,7 @@ from palpate.cli.terminal import (
     size_text,
 )
 from palpate.errors import SettingError
+from palpate.inference.processes import leads
 from palpate.models import DEFAULT
 
 if TYPE_CHECKING:
@@ -333,11 +333,6 @@ def _lines(made: Finetuned, *, weights: str | None) -> list[tuple[str, str]]:
     own = f"--weights {shlex.quote(str(weights))} " if weights else ""
     lines.append(("use it", f"palpate predict IMAGE --box X0 Y0 X1 Y1 {own}--adapter {adapter} -o MASK"))
     return lines
-
-
-def leads() -> bool:
-    """Whether this process speaks for all of them; under torchrun there are several that run this very command."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def _duration(seconds: float) -> str:

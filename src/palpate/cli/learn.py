@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palpate.cli.finetune import Teller, leads, several, slices_of, text_of
+from palpate.cli.finetune import Teller, several, slices_of, text_of
 from palpate.cli.terminal import bytes_of, command_line, cores, reporting_errors, say, say_json, size_text
 from palpate.errors import SettingError
+from palpate.inference.processes import leads
 from palpate.models import DEFAULT
 
 if TYPE_CHECKING:

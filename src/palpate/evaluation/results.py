@@ -39,7 +39,8 @@ def some_cases(cases: Sequence[Case], *, most: int, seed: int) -> list[Case]:
 def write_results(
     run: Run, cases: Sequence[Case], plan: Plan, load: Callable[[], Session], *, worst: int = 10
 ) -> list[SummaryRow]:
-    """Write `summary.csv`, `summary.md`, `modalities.md` and `report.html` into the run's folder, for older ones.
+    """Write `summary.csv`, `summary.md` and `report.html` into the run's folder, in place of older ones; and
+    `modalities.md`, where the data name modalities.
 
     `worst` is how many of the worst cases the report shows; `load` gives the session that draws them again.
 
@@ -53,6 +54,8 @@ def write_results(
     modalities = by_modality(run, read_cases(run.folder), np.random.default_rng(plan.seed))
     if modalities:  # apart from the summary, which is the same whenever the same is measured again: times are not
         texts["modalities.md"] = modalities_markdown(run, modalities)
+    else:
+        (run.folder / "modalities.md").unlink(missing_ok=True)  # of a run that this one replaces
     for name, text in texts.items():
         with replacing(run.folder / name, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")

@@ -13,6 +13,11 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 
+def leads() -> bool:
+    """Whether this process speaks for all of them; under torchrun there are several that run the same command."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
 def serve_parent() -> None:
     """Leave interrupts to the first process, and end when it ends, however it ends.
 

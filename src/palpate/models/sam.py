@@ -105,7 +105,9 @@ class SamPromptDecoder(nn.Module):
 
         Raises `ImageError` for any other shape: the positions of one grid only are known.
         """
-        canvas, size = torch.as_tensor(canvas).to(self.no_mask), self.canvas_size
+        # As a tensor only where it is none: in a graph that is traced it would become a constant.
+        canvas = canvas if isinstance(canvas, Tensor) else torch.as_tensor(canvas)
+        canvas, size = canvas.to(self.no_mask), self.canvas_size
         if canvas.ndim != 4 or canvas.shape[1:] != (3, size, size):
             raise ImageError(
                 f"this model sees canvases of shape (image, 3, {size}, {size}), got {tuple(canvas.shape)}; "
@@ -201,6 +203,7 @@ class SamPromptDecoder(nn.Module):
         levels: Sequence[Tensor] = (),
         multimask_output: bool = False,
         first: Float[Tensor, "1 channel"] | None = None,
+        every_mask: bool = False,
     ) -> tuple[
         Float[Tensor, "object mask mask_row mask_column"],
         Float[Tensor, "object mask"],
@@ -209,13 +212,13 @@ class SamPromptDecoder(nn.Module):
         """Logits and predicted IoU from embedded prompts, and what became of the token `first`, if there is one.
 
         That token stands before all others and asks for something of its own (whether there is an object at all, as
-        in SAM 2).
+        in SAM 2). With `every_mask` the answer is the single mask and the three candidates after it.
         """
         with torch.autocast(features.device.type, enabled=False):
             positions = self.grid_positions()
         tokens, cells = self._attended(features + dense, sparse, positions, first)
         own, tokens = (None, tokens) if first is None else (tokens[:, 0], tokens[:, 1:])
-        wanted = slice(1, None) if multimask_output else slice(0, 1)
+        wanted = slice(None) if every_mask else slice(1, None) if multimask_output else slice(0, 1)
         logits = self._masks(cells, tokens[:, 1 : 1 + self.mask_decoder.num_mask_tokens][:, wanted], wanted, levels)
         return logits, self.mask_decoder.iou_prediction_head(tokens[:, 0])[:, wanted], own
 
@@ -229,13 +232,14 @@ class SamPromptDecoder(nn.Module):
         """What the two-way transformer makes of the tokens (IoU, masks, prompts) and of the image's cells."""
         decoder = self.mask_decoder
         own = torch.cat([*([] if first is None else [first]), decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = own[None].expand(len(features), -1, -1)
+        objects = features.shape[0]  # and not len(), which a traced graph would take for a constant
+        tokens = own[None].expand(objects, -1, -1)
         if sparse is not None:  # a mask prompt alone is no token
             tokens = torch.cat([tokens, sparse.to(own.dtype)], dim=1)
         tokens, cells = decoder.transformer(
             point_embeddings=tokens[:, None],
             image_embeddings=features,
-            image_positional_embeddings=positions.expand(len(features), -1, -1, -1),
+            image_positional_embeddings=positions.expand(objects, -1, -1, -1),
             attention_similarity=None,
             target_embedding=None,
         )
@@ -255,7 +259,7 @@ class SamPromptDecoder(nn.Module):
         are until the logits, one number each, are put in order. Same weights and same sums, without moving 32 maps of
         the mask's size about, forward and back.
         """
-        decoder, objects, side = self.mask_decoder, len(cells), self.grid_size
+        decoder, objects, side = self.mask_decoder, cells.shape[0], self.grid_size
         norm = decoder.upscale_layer_norm
         parts = _in_four(cells, decoder.upscale_conv1)
         parts = gelu(layer_norm(parts, (parts.shape[-1],), norm.weight, norm.bias, norm.eps))

@@ -82,7 +82,7 @@ class ShiftedWindowAttention(nn.Module):
     def forward(self, x: Float[Tensor, "image row column channel"]) -> Float[Tensor, "image row column channel"]:
         """What each token gathers from its window; the caller adds it to the input."""
         images, rows, columns, _ = x.shape
-        down, across = rows // WINDOW, columns // WINDOW
+        down, across = int(rows) // WINDOW, int(columns) // WINDOW  # while a graph is traced they are tensors
         y = self.norm(x)
         if self.shift:
             y = y.roll((-self.shift, -self.shift), dims=(1, 2))
@@ -100,10 +100,11 @@ class ShiftedWindowAttention(nn.Module):
 
     def _unseen(self, down: int, across: int) -> Bool[Tensor, "down across token token"]:
         """Which pairs of a window's tokens lie on different sides of the image: in the last row and column of them."""
-        unseen = self.parted.new_zeros((down, across, *self.parted.shape[1:]))
-        unseen[-1] |= self.parted[0]
-        unseen[:, -1] |= self.parted[1]
-        return unseen
+        last_row, last_column = (
+            torch.arange(count, device=self.parted.device) == count - 1 for count in (down, across)
+        )
+        rows, columns = last_row[:, None, None, None], last_column[:, None, None]
+        return (rows & self.parted[0]) | (columns & self.parted[1])
 
 
 def _distances() -> Tensor:

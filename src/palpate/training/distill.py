@@ -3,7 +3,7 @@
 The teacher sees each view once, and its embeddings are kept with all others. Labels are looked at for validation, and
 to choose slices of volumes.
 Gao et al. 2024 (Swin-LiteMedSAM, arXiv 2409.07172) call this stage 1, and train the whole model with prompts and labels
-after it, which is `palpate finetune` with everything moving; MobileSAM and LiteMedSAM came about in the same way.
+after it, which is `palpate.training.two_stages`; MobileSAM and LiteMedSAM came about in the same way.
 
 Both see an image in the same place on the canvas: a teacher that stretches images to its canvas (MedSAM) is shown them
 with the student's padding instead, so that cell i of the one is about the same pixels as cell i of the other.
@@ -97,9 +97,7 @@ def distill(
         WeightsError: the teacher's weights are missing, or those the student starts from.
     """
     output = Path(output)
-    for own in (recipe.start, recipe.teacher_weights):
-        if own is not None and Path(own).resolve() == output.resolve():
-            raise OutputError(f"{output} would replace what is learned from; choose another name for the result")
+    would_not_replace(recipe, output)
     order = _Order(
         recipe=recipe,
         output=output,
@@ -121,6 +119,13 @@ def distill(
         checkpoint_seconds=checkpoint_seconds,
         listener=listener,
     )
+
+
+def would_not_replace(recipe: DistillRecipe, output: Path) -> None:
+    """Raises `OutputError` if the result would take the place of a checkpoint that is learned from."""
+    for own in (recipe.start, recipe.teacher_weights):
+        if own is not None and Path(own).resolve() == output.resolve():
+            raise OutputError(f"{output} would replace what is learned from; choose another name for the result")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ class DistillRecipe(Section):
       statistics are taken anew over `calibrated` views of the training data, in batches of the same size, with the
       weights as they then are; so they follow from the weights, and not from the last few steps. With `kept` they
       stay what they were. By itself it is `kept` for a student that starts from its own trained weights.
-    - `epochs` of `steps` each; without `steps`, an epoch shows every view once. A step averages the gradients of
+    - `epochs` of `steps` each; without `steps`, an epoch shows every view once (or one of each case, see
+      `data.balance`). A step averages the gradients of
       `accumulate` batches of `batch` views.
     - `validation` asks the teacher's decoder for masks, with the student's embeddings in the place of the teacher's.
     - `then` is a second stage, in which the whole model learns to answer prompts: any keys of a recipe of
@@ -87,17 +88,28 @@ class DistillRecipe(Section):
         if self.then is not None:
             if not_there := {"model", "weights"} & set(self.then):
                 raise SettingError(
-                    f"the second stage trains what the first one made: leave {' and '.join(sorted(not_there))} out"
+                    "the second stage trains what the first one made: leave "
+                    f"{' and '.join(sorted(not_there))} out of [then]"
                 )
-            self.second_stage("")  # told before the first stage has taken its hours
+            for name in ("data", "optimiser"):
+                if not isinstance(self.then.get(name, {}), dict):
+                    raise SettingError(f"then.{name} is a section, [then.{name}], not {self.then[name]!r}")
+            # Told before the first stage has taken its hours.
+            if "adapter" in self.second_stage("").trained.parts:
+                raise SettingError(
+                    "no checkpoint has room for the layers of adapter: train lora, decoder or full in [then]"
+                )
         return self
 
-    def second_stage(self, weights: str) -> Recipe:
-        """The recipe of the second stage, from the checkpoint `weights` of the first."""
+    def second_stage(self, weights: str, *, name: str = "") -> Recipe:
+        """The recipe of the second stage, from the checkpoint `weights` of the first; `name` where nobody gives one."""
         given = {**STAGE_2, **(self.then or {})}
         data = {**self.data.model_dump(), "balance": "cases", **given.pop("data", {})}
         optimiser = {**STAGE_2["optimiser"], **given.pop("optimiser", {})}
-        own = {"model": self.student, "weights": weights, "name": self.name, "licence": self.licence, "seed": self.seed}
+        own = {
+            **{"model": self.student, "weights": weights, "name": self.name or name, "summary": self.summary},
+            **{"licence": self.licence, "seed": self.seed, "precision": self.precision},
+        }
         return recipe_from({**own, **given, "data": data, "optimiser": optimiser})
 
     def without_second_stage(self) -> DistillRecipe:

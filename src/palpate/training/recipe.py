@@ -160,8 +160,8 @@ class Recipe(Section):
     """A whole recipe.
 
     - `weights` is a checkpoint of the model to start from instead of the released one.
-    - `epochs` of `steps` each; without `steps`, an epoch asks about every scene once. A step averages the gradients
-      of `accumulate` batches of `batch` objects.
+    - `epochs` of `steps` each; without `steps`, an epoch asks about every scene once (or one of each case). A step
+      averages the gradients of `accumulate` batches of `batch` objects.
     - `precision` is Lightning Fabric's: 32-true, bf16-mixed, 16-mixed.
     - `patience` stops after that many validations without a better one; none: never.
     - `half` keeps the adapter in float16.

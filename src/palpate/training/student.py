@@ -150,7 +150,8 @@ def student(recipe: Recipe, cache: EmbeddingCache, device: torch.device) -> Stud
     network = cast("nn.Module", loaded.model)
     # An encoder that does not move is shared with the base model.
     shared = {} if recipe.trained.moves_encoder else {id(e): e for e in [network.get_submodule("image_encoder")]}
-    keeps_maps = shared and "decoder" in recipe.trained.parts and getattr(network, "skip_neck", None) is not None
+    skips = getattr(network, "skip_neck", None) is not None
+    keeps_maps = skips and not recipe.trained.moves_encoder and "decoder" in recipe.trained.parts
     if keeps_maps:
         network.keep_maps = True  # pyright: ignore[reportArgumentType]
     encoder_hash = weights.encoder_hash(network) if keeps_maps else loaded.encoder_hash
