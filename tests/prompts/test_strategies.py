@@ -196,6 +196,26 @@ class TestSwin:
         middle = (int(box.x_min) + int(box.x_max)) // 2, (int(box.y_min) + int(box.y_max)) // 2
         assert all(mask[int(y), int(x)] or (x, y) == middle for x, y in points.coordinates)
 
+    def test_in_training_parts_may_be_left_out_and_the_box_may_cut(self) -> None:
+        mask = disk(radius=20, shape=(64, 64), centre=(32, 32))
+        tight = Box.around(mask)
+        kinds = {
+            "swin-training": (Box, Points, Scribble),
+            "swin-training-adaptive": (Box, Points, Scribble),
+            "swin-training-box": (Box,),
+            "swin-training-points": (Box, Points),
+            "swin-training-scribble": (Box, Scribble),
+        }
+        boxes: dict[str, list[Box]] = {}
+        for name, expected in kinds.items():
+            for seed in range(30):
+                prompts = shown(strategy(name), mask, seed=seed)
+                assert tuple(map(type, prompts)) == expected, name
+                assert isinstance(prompts[0], Box)
+                boxes.setdefault(name, []).append(prompts[0])
+        cuts = {name: any(box.x_min > tight.x_min for box in drawn) for name, drawn in boxes.items()}
+        assert cuts == {name: name == "swin-training-adaptive" for name in kinds}
+
     def test_only_the_independent_draw_leaves_a_ring(self) -> None:
         mask = ring((64, 64), centre=(32, 32), outer=28, inner=25)
 

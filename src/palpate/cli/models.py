@@ -172,8 +172,9 @@ def average(
 
 def facts() -> list[dict[str, Any]]:
     """One entry a model, ready for JSON."""
-    from palpate.models.catalogue import CARDS, stored
+    from palpate.models.catalogue import CARDS, VARIANTS, stored
 
+    kept = [card for card in VARIANTS if stored(card.name).is_file()]  # nobody released any: somebody added their own
     return [
         {
             "name": card.name,
@@ -189,7 +190,7 @@ def facts() -> list[dict[str, Any]]:
             "file": card.origin.weights.file or Path(card.origin.weights.member).name,
             "address": card.origin.weights.address or card.origin.weights.package,
         }
-        for card in CARDS
+        for card in (*CARDS, *kept)
     ]
 
 
@@ -269,3 +270,4 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     Console(width=width, highlight=False).print(table)
     if any(row["weights"] is None for row in rows):
         typer.echo("`palpate models get NAME` fetches weights that are not here, or says where to download them")
+    typer.echo("further names are for models that you train yourself: docs/reference/models.md, To be trained")

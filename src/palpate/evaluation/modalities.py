@@ -24,8 +24,9 @@ UNKNOWN = "not said"
 class CaseTime:
     """What a case is, and how long a model took over it before any prompt, in milliseconds.
 
-    `reading` is from the file to grey values, `encoding` what of the image was encoded, or came from a cache. With the
-    answers to its prompts (`Row.milliseconds`) it is the time of the case.
+    `reading` is from the files, labels among them, to grey values; `encoding` is what of the image was encoded, or came
+    from a cache, for all that the run asked. With the answers to its prompts (`Row.milliseconds`) it is the time of the
+    case.
     """
 
     dataset: str
