@@ -1,8 +1,8 @@
 """Swin-LiteMedSAM in two stages on few images; run with --help for what can be chosen.
 
-    python experiments/swin_litemedsam/run.py DATA OUT distill --encoders swin small mini
-    python experiments/swin_litemedsam/run.py DATA OUT rows --encoder small [--workers 2]
-    python experiments/swin_litemedsam/run.py DATA OUT same-time --seconds 300
+    python experiments/swin_litemedsam/run.py DATA OUT distill --encoders half
+    python experiments/swin_litemedsam/run.py DATA OUT rows --encoder tinyvit [--workers 2]
+    python experiments/swin_litemedsam/run.py DATA OUT same-time --steps 240
     python experiments/swin_litemedsam/run.py DATA OUT test [--workers 2]
 
 Every job can be interrupted: the same command goes on where it stopped. Only public names of palpate are used.
@@ -43,41 +43,57 @@ ROWS = {
     "adaptive": ("", "swin-training-adaptive"),
 }
 PLAN = Plan(
-    protocols=(protocol("standard"), protocol("expansion", [0.1, 0.25]), protocol("shrink", [0.1, 0.25])),
-    objects=3,
+    protocols=(protocol("standard"), protocol("expansion", [0.15]), protocol("shrink", [0.15])),
+    objects=2,
     volumes="one-slice",
     score="slice",
     in_pixels=("acdc_cardiac_mr",),  # its headers' spacing is nominal
 )
 
 
-def student(encoder: str) -> str:
-    """The name of Swin-LiteMedSAM with one of its encoders."""
+STUDENTS = {
+    # whose encoder learns in stage 1, and what it starts from
+    "swin": ("swin-lite-medsam-no-skip-no-points-no-scribble", "random"),
+    "small": ("swin-lite-medsam-small-no-skip-no-points-no-scribble", "random"),
+    "mini": ("swin-lite-medsam-mini-no-skip-no-points-no-scribble", "random"),
+    "half": ("lite-medsam-half", "teacher"),
+}
+
+
+def family(encoder: str) -> str:
+    """The name of Swin-LiteMedSAM with one of these encoders."""
     return "swin-lite-medsam" if encoder == "swin" else f"swin-lite-medsam-{encoder}"
 
 
 def taught(out: Path, encoder: str) -> Path:
-    """Where the result of stage 1 lies: an encoder of ours with the teacher's decoder."""
+    """Where the result of stage 1 lies: an encoder with the teacher's decoder, which answers at once."""
     return out / "stage1" / f"{encoder}.safetensors"
 
 
 def learn(encoder: str, data: Path, out: Path, changes: dict[str, Any]) -> str:
-    """Stage 1 for one encoder. Without skip connections it has the teacher's decoder, and answers at once."""
-    changes = {"data.path": str(data), "student": f"{student(encoder)}-no-skip", "name": encoder, **changes}
+    """Stage 1 for one encoder."""
+    student, start = STUDENTS[encoder]
+    changes = {"data.path": str(data), "student": student, "start": start, "name": encoder, **changes}
+    if start == "random":
+        changes = {"optimiser.rate": 1e-3, **changes}
     recipe = read_distill_recipe(HERE / "distill.toml", changes=changes)
     done = distill(recipe, taught(out, encoder), cache=out / "embeddings", threads=1, listener=_say(encoder))
     return f"{encoder}: {done.steps} steps"
 
 
 def started(name: str, out: Path, encoder: str, seed: int) -> Path:
-    """The checkpoint that stage 2 starts from: stage 1, and random weights where the row has parts of its own."""
+    """The checkpoint that stage 2 starts from: what stage 1 made, and random weights where the row has its own parts.
+
+    For LiteMedSAM's encoder stage 1 is what its authors did.
+    """
     path = out / "start" / f"{name}-{seed}.safetensors"
-    given = card(f"{student(encoder)}-no-skip")
+    given = card("lite-medsam" if encoder == "tinyvit" else STUDENTS[encoder][0])
+    found = weights.stored(given.name) if encoder == "tinyvit" else taught(out, encoder)
     wanted = card(name)
     torch.manual_seed(seed)
     network = cast("nn.Module", wanted.build())
     state = network.state_dict()
-    for tensor, value in given.rename(weights.load_state(taught(out, encoder), given)).items():
+    for tensor, value in given.rename(weights.load_state(found, given)).items():
         if tensor in state and state[tensor].shape == value.shape:
             state[tensor] = value
     weights.write_checkpoint(wanted.restore(dict(state)), path, about={"layout": wanted.layout})
@@ -85,9 +101,9 @@ def started(name: str, out: Path, encoder: str, seed: int) -> Path:
 
 
 def train(row: str, seed: int, encoder: str, data: Path, out: Path, changes: dict[str, Any]) -> str:
-    """Stage 2 for one row and one seed: the whole model, from the encoder of stage 1."""
+    """Stage 2 for one row and one seed."""
     without, prompts = ROWS[row]
-    name, job = f"{student(encoder)}{without}", f"{row}-{seed}"
+    name, job = f"{family(encoder)}{without}", f"{row}-{seed}"
     changes = {
         "data.path": str(data),
         "model": name,
@@ -108,8 +124,6 @@ def same_time(seed: int, steps: int, data: Path, out: Path) -> str:
     """LiteMedSAM's decoder fine-tuned on the same images and boxes with the same loss, for so many steps."""
     changes = {
         "data.path": str(data),
-        "data.slices_per_volume": 1,
-        "data.flips": ["x"],
         "model": "lite-medsam",
         "trained": ["decoder"],
         "prompts": [{"strategy": "swin-training-box"}],
@@ -133,9 +147,7 @@ def test(job: str, data: Path, out: Path) -> str:
     if kind == "released":
         choice = ModelChoice(device="cpu", cache=cache)
     elif kind == "stage1":
-        choice = ModelChoice(
-            model=f"{student(name)}-no-skip-no-points-no-scribble", device="cpu", weights=taught(out, name)
-        )
+        choice = ModelChoice(STUDENTS[name][0], taught(out, name), "cpu")
     else:
         adapter = out / "stage2" / name / "adapter.safetensors"
         recipe = json.loads((out / "stage2" / name / "run.json").read_text())["recipe"]
@@ -166,12 +178,12 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="a data set with the splits train, val and test")
     parser.add_argument("out", type=Path, help="the folder for everything that is made")
     parser.add_argument("verb", choices=["distill", "rows", "same-time", "test"])
-    parser.add_argument("--encoders", nargs="*", default=["swin", "small", "mini"], help="whose stage 1")
-    parser.add_argument("--encoder", default="small", help="with which encoder the rows are trained")
+    parser.add_argument("--encoders", nargs="*", default=["half"], choices=[*STUDENTS], help="whose stage 1")
+    parser.add_argument("--encoder", default="tinyvit", help="with which encoder the rows are trained")
     parser.add_argument("--rows", nargs="*", default=[*ROWS])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="another number of epochs than the recipe's")
-    parser.add_argument("--steps", type=int, help="how many steps same-time may take")
+    parser.add_argument("--steps", type=int, default=120, help="how many steps same-time may take")
     parser.add_argument(
         "--jobs", nargs="*", help="what is tested: stage1/small, stage2/skip-0, released (default: all)"
     )
