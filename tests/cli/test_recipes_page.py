@@ -89,13 +89,32 @@ def test_required_is_what_cannot_be_left_out() -> None:
 
 def test_the_recipes_on_the_page_hold_together() -> None:
     examples = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 5
     longer = [recipe_from(tomllib.loads(text)) for text in examples[:2]][1]
     assert longer.prompts[0].severity == (0.0, 0.25)
     assert (longer.loss.iou, longer.loss.teacher) == (1.0, 0.5)
     learnt = learn_recipe_from(tomllib.loads(examples[2]))
     assert (learnt.data.shots, learnt.mix.box, learnt.trained) == (10, 0.6, PEFT["lora"])
     assert distill_recipe_from(tomllib.loads(examples[3])).data.flips == ("x", "y")
+    both = distill_recipe_from(tomllib.loads(examples[4]))
+    second = both.second_stage("first.safetensors")
+    assert (second.epochs, second.batch, second.data.slices_per_volume) == (10, 8, None)
+    assert (both.data.flips, second.data.flips) == (("x",), ("x", "y", "xy"))
+
+
+def test_the_second_stages_defaults_are_those_of_the_page() -> None:
+    first = distill_recipe_from({"data": {"path": "p"}, "then": {}})
+    second, table = first.second_stage(""), _table("[then] of palpate distill")
+    assert [prompt.strategy for prompt in second.prompts] == ["swin-training"]
+    assert str(_shown(table["prompts"])[0]["strategy"]) == "swin-training"
+    assert _shown(table["trained"]) == list(second.trained.parts) == ["full"]
+    assert table["loss"].startswith('`"lite-medsam"`')
+    assert second.loss == LOSSES["lite-medsam"]
+    shown = dict(re.findall(r"`(\w+) = ([^`]+)`", table["optimiser"]))
+    assert {key: _shown(value) for key, value in shown.items()} == {
+        key: second.optimiser.model_dump()[key] for key in ("rate", "weight_decay", "schedule", "factor")
+    }
+    assert (second.data.balance, second.seed, second.precision) == ("cases", first.seed, first.precision)
 
 
 def test_the_optimiser_of_learning_has_the_defaults_of_the_page() -> None:
