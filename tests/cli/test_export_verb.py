@@ -34,7 +34,9 @@ def test_the_pages_program_runs_as_written(palpate: Run, tiny: object) -> None:
     found = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     names: dict[str, np.ndarray] = {}
-    exec(found[1].replace("256", "64"), names)
+    size = json.loads(Path("lite-medsam-files/model.json").read_text())["frame"]["size"]
+    assert size == 64
+    exec(found[1].replace("256", str(size)), names)
     assert names["masks"].shape == (2, 64, 64)
     assert names["predicted_iou"].shape == (2, 4)
 
