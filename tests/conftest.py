@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # The networks of the tests are so small that threads would mostly wait for each other, for seconds on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Each tiny model would be made ready for OpenVINO, which takes seconds; tests of other runtimes name them.
+os.environ.setdefault("PALPATE_RUNTIME", "torch")
+
 # pytest-xdist tells its workers that their terminal has 80 columns. There is none, and what is printed then is as wide
 # as in a log file.
 for name in ("COLUMNS", "LINES"):

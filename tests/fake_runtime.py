@@ -1,10 +1,14 @@
 """A model whose masks can be worked out by hand, and that counts what it is asked."""
 
+import os
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.ndimage import label as connected
 
+from palpate.inference.folder_helpers import Loading
+from palpate.inference.session import Session
 from palpate.models.frame import Frame
 from palpate.models.promptable import ImageEmbedding, LearnedClass, MaskPrediction, PromptBatch, PromptSupport
 
@@ -110,3 +114,29 @@ class FakeFindingRuntime(FakeRuntime):
                 objects[i] = 4
             objects[i] = self.object_logits.get(self.classes[number].name, objects[i])
         return MaskPrediction(logits, predicted_iou, objects)
+
+
+@dataclass(frozen=True)
+class FakeLoading(Loading):
+    """How another process loads a session on `FakeFindingRuntime`, of these arguments.
+
+    With the argument `slow`, it takes so many seconds to find anything; with `ends`, the process ends instead of
+    finding anything in an image whose last row is white.
+    """
+
+    def __call__(self) -> Session:
+        arguments = dict(self.arguments)
+        runtime = _Helping(slow=arguments.pop("slow", 0), ends=arguments.pop("ends", False), **arguments)
+        return Session(runtime)
+
+
+@dataclass(eq=False)
+class _Helping(FakeFindingRuntime):
+    slow: float = 0
+    ends: bool = False
+
+    def find(self, embedding: ImageEmbedding, classes: np.ndarray, drawn: PromptBatch | None = None) -> MaskPrediction:
+        time.sleep(self.slow)
+        if self.ends and (embedding.features[..., -1, :] > 0.9).all():
+            os._exit(1)
+        return super().find(embedding, classes, drawn)

@@ -158,7 +158,7 @@ def test(job: str, data: Path, out: Path) -> str:
             device="cpu",
             weights=start if own else None,
             adapter=adapter,
-            cache=None if own else cache,
+            cache=cache,
         )
     evaluate(open_dataset(data, split="test"), PLAN, out / "test" / job, model=choice, data=str(data), workers=1)
     return job

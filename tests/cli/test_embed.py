@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import trees
+from clusters import local_cluster
 from command_line import Run
 from palpate.inference.embedding_cache import EmbeddingCache
 
@@ -140,3 +141,37 @@ def test_two_processes_encode_what_one_does(palpate: Run, weights: None, picture
     assert answer.out.startswith("2 encoded, 0 were there"), answer.err
     one, two = ({path.name: path.read_bytes() for path in Path(name).rglob("*.safetensors")} for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_a_cluster_encodes_what_one_process_does(palpate: Run, weights: None, pictures: Path) -> None:
+    for number in range(2, 6):
+        (pictures / f"images/p{number}.png").unlink()
+        (pictures / f"labels/p{number}.png").unlink()
+    asked = ("embed", pictures, "--device", "cpu", "--cache")
+    assert palpate(*asked, "one", "--workers", 1).out.startswith("2 encoded")
+    with local_cluster(2) as address:
+        answer = palpate(*asked, "dask", "--dask", address)
+        assert answer.out.startswith("2 encoded, 0 were there"), answer.err
+        assert palpate(*asked, "dask", "--dask", address).out.startswith("0 encoded, 2 were there")
+        (pictures / "images/p1.png").write_bytes(b"no picture")
+        answer = palpate(*asked, "dask", "--dask", address)
+        assert answer.status == 2
+        assert "p1" in answer.err
+    one, two = (
+        {path.name: path.read_bytes() for path in Path(name).rglob("*.safetensors")} for name in ("one", "dask")
+    )
+    assert one == two
+
+
+@pytest.mark.usefixtures("tiny")
+def test_who_encodes_is_said_once(palpate: Run, pictures: Path) -> None:
+    pytest.importorskip("distributed")
+    asked = ("embed", pictures, "--model", "tiny", "--cache", "cache", "--dask", "tcp://127.0.0.1:9")
+    answer = palpate(*asked)
+    assert answer.status == 2
+    assert "no dask scheduler answers" in answer.err
+    answer = palpate(*asked, "--workers", 2)
+    assert answer.status == 2
+    assert "give one of them" in answer.err

@@ -188,6 +188,18 @@ class TestAFolder:
         assert answer.status == 130
         assert f"the same {said} goes on with the rest" in answer.err
 
+    def test_another_process_or_a_cluster_may_do_it(self, palpate: Run, images: Path, auto: Path) -> None:
+        pytest.importorskip("distributed")
+        asked = ("predict", images, "--auto", auto, "-o", "masks")
+        answer = palpate(*asked, "--dask", "tcp://127.0.0.1:9")
+        assert answer.status == 2
+        assert "no dask scheduler answers" in answer.err
+        assert not Path("masks").exists()
+        answer = palpate(*asked, "--dask", "tcp://127.0.0.1:9", "--workers", 2)
+        assert answer.status == 2
+        assert "give one of them" in answer.err
+        assert "6 segmented" in palpate(*asked, "--workers", 1).out
+
     def test_one_image_may_go_into_a_folder_as_well(self, palpate: Run, images: Path, auto: Path) -> None:
         assert palpate("predict", images / "p0.png", "--auto", auto, "-o", "masks").status == 0
         assert {path.name for path in Path("masks").iterdir()} == {"p0.png", "scores.csv", "run.json", "done.jsonl"}
@@ -198,6 +210,7 @@ class TestAFolder:
     [
         (("IMAGES", "--auto", "AUTO"), 2, "which folder the masks go into"),
         (("IMAGES", "--auto", "AUTO", "-o", "m", "--box", 1, 2, 3, 4), 2, "for one image"),
+        (("IMAGE", "--auto", "AUTO", "-o", "m.png", "--workers", 2), 2, "share out a folder of images"),
         (("IMAGES", "--auto", "AUTO", "-o", "m", "--format", "jpg"), 2, "choose nii.gz"),
         (("IMAGES", "--auto", "AUTO", "-o", "m", "--window", "odd"), 2, "odd"),
         (("IMAGES", "--auto", "AUTO", "-o", "IMAGES"), 2, "holds the images themselves"),

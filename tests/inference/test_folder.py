@@ -325,7 +325,7 @@ class TestAnImageThatFailsAfterItWasDone:
         def full(*_: object) -> None:
             raise OutputError("no space left")
 
-        monkeypatch.setattr("palpate.inference.folder.write_preview", full)
+        monkeypatch.setattr("palpate.inference.folder_masks.write_preview", full)
         result = run(images, out, previews=tmp_path / "looks", overwrite=True)
         assert len(result.failed) == 4
         assert result.moved == ()

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from palpate.cli.finetune import slices_of
-from palpate.cli.terminal import bytes_of, cores, counting, reporting_errors, say_json, separated, size_text
+from palpate.cli.terminal import (
+    bytes_of,
+    check_who_works,
+    cores,
+    counting,
+    note,
+    reporting_errors,
+    say_json,
+    separated,
+    size_text,
+)
 from palpate.models import DEFAULT
 
 
@@ -53,6 +63,9 @@ def embed(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes at work, one thread each (default: one a core; one on a GPU).")
     ] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Let a dask cluster work: tcp://host:8786.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Put the embeddings of labelled images into a cache that every later run reads.
@@ -65,6 +78,7 @@ def embed(
     `palpate evaluate --cache` find what they need by content: the same pixels and the same encoder, whatever the file.
     """
     with reporting_errors(as_json=as_json, kept=lambda: "what was encoded is kept, and the same command goes on"):
+        check_who_works(workers, dask)
         asked = None if max_size is None else bytes_of(max_size, "--max-size")
         slices = slices_of(slices_per_volume)
         from palpate.datasets import open_dataset
@@ -90,7 +104,9 @@ def embed(
         )
         several = workers or (cores() if chosen.type == "cpu" else 1)
         with counting("encoding", "cases", enabled=not as_json) as advance:
-            scenes, encoded = embed_many(cases, order, workers=min(several, len(cases)), progress=advance)
+            scenes, encoded = embed_many(
+                cases, order, workers=min(several, len(cases)), dask=dask, progress=advance, tell=note
+            )
         use = EmbeddingCache(order.folder, max_bytes=size).use()
         # An embedding is as large as any other of its model.
         needed = scenes * use.bytes // max(1, use.embeddings)
@@ -103,8 +119,7 @@ def embed(
                 f"{size_text(use.bytes)} of {size_text(size)}"
             )
         if needed > size or use.embeddings < encoded:
-            typer.echo(
-                f"note: {size_text(size)} cannot hold these {scenes} embeddings, so some of them are gone again; give "
-                "a larger --max-size",
-                err=True,
+            note(
+                f"{size_text(size)} cannot hold these {scenes} embeddings, so some of them are gone again; give a "
+                "larger --max-size"
             )

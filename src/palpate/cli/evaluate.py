@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from palpate.cli.terminal import bytes_of, command_line, cores, reporting_errors, say, say_json, separated
+from palpate.cli.terminal import bytes_of, command_line, cores, note, reporting_errors, say, say_json, separated
 from palpate.errors import SettingError
 from palpate.models import DEFAULT
 
@@ -151,6 +151,7 @@ def evaluate(
                 dask=dask,
                 overwrite=overwrite,
                 progress=advance,
+                tell=note,
             )
         if sys.stderr.isatty():
             typer.echo("writing the summary and the report ...", err=True)
@@ -158,8 +159,8 @@ def evaluate(
         if not as_json:
             for written in filter(Path.is_file, (run.folder / name for name in ("summary.md", "modalities.md"))):
                 typer.echo(written.read_text(encoding="utf-8"))
-            for note in run.record["notes"]:
-                typer.echo(f"note: {note}")
+            for words in run.record["notes"]:
+                typer.echo(f"note: {words}")
             say([(name, str(run.folder / file)) for name, file in _FILES])
         if as_json:
             there = [vars(line) for line in presence_summary(run.presence)]

@@ -16,21 +16,30 @@ _FORMATS = ("onnx", "openvino")
 
 def export(
     model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A name from `palpate models`, or an adapter file.", show_default=False),
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A name from `palpate models`, or a file that `palpate finetune` or `palpate learn` made.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="The folder to write.")] = None,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="onnx, openvino, or both (default). Repeatable, or commas.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="An adapter that `palpate finetune` made, folded in.")] = None,
+    auto: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What `palpate learn` made: a finder is written as well."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
 ) -> None:
     """Write a model's encoder and decoder as ONNX and OpenVINO files, with model.json, which says what goes in and out.
 
     palpate export lite-medsam -o lite-medsam-onnx/
+    palpate export --auto liver.safetensors -o liver-onnx/
 
     Each file is run beside PyTorch first, and how far they are apart is printed and kept.
     """
@@ -42,17 +51,34 @@ def export(
             raise SettingError(f"there is no format {unknown[0]!r}; choose {' or '.join(_FORMATS)}")
         from palpate.inference.export import Format
         from palpate.inference.export import export as write
-        from palpate.models import catalogue
+        from palpate.models import catalogue, learned
         from palpate.models import weights as checkpoints
         from palpate.models.adapters import read_card
 
-        if model.endswith(".safetensors"):
+        if model is not None and model.endswith(".safetensors"):
+            if (other := adapter or auto) is not None:
+                raise SettingError(f"{model} is what goes on a model, and so is {other}; give one of them")
+            if learned.is_learned(Path(model)):
+                auto, model = Path(model), None
+            else:
+                adapter, model = Path(model), read_card(Path(model)).base
+        about = None if auto is None else learned.read_card(auto)
+        if auto is not None and about is not None:
             if adapter is not None:
-                raise SettingError(f"{model} is an adapter, and so is {adapter}; give one of them")
-            adapter, model = Path(model), read_card(Path(model)).base
-        card = catalogue.card(model)
-        loaded = checkpoints.load(card, weights=weights, adapter=adapter)
-        made = write(loaded, card, output, formats=cast("list[Format]", chosen), overwrite=overwrite)
+                raise SettingError(
+                    f"{auto} brings along what it changed in its base model, so no adapter goes on top; leave "
+                    f"{adapter} out"
+                )
+            if model not in (None, about.base):
+                raise SettingError(f"{auto} was learned on {about.base}, not on {model}; leave {model} out")
+            card = catalogue.card(about.base)
+            loaded = checkpoints.load_learned(auto, weights=weights)
+        elif model is None:
+            raise SettingError("say what is written: a model of `palpate models`, or --auto FILE")
+        else:
+            card = catalogue.card(model)
+            loaded = checkpoints.load(card, weights=weights, adapter=adapter)
+        made = write(loaded, card, output, formats=cast("list[Format]", chosen), overwrite=overwrite, learned=about)
         if as_json:
             say_json(
                 {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, no_type_check
 import typer
 
 from palpate.cli.terminal import command_line, reporting_errors, say, say_json, size_text
+from palpate.errors import SettingError
 
 if TYPE_CHECKING:
     from palpate.models.adapters import AdapterCard, Trained
@@ -75,6 +76,52 @@ def add(
             first, more = ", ".join(origin.unused[:4]), len(origin.unused) - 4
             others = f" and {more} others" if more > 0 else ""
             typer.echo(f"note: left out, because nothing in {name} reads them: {first}{others}")
+
+
+@app.command()
+def prepare(
+    name: Annotated[
+        str | None, typer.Argument(help="A name from `palpate models`, or an adapter file.", show_default=False)
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="What `palpate finetune` made, to put on the model.")] = None,
+    auto: Annotated[Path | None, typer.Option(metavar="FILE", help="What `palpate learn` made.")] = None,
+    runtime: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a model ready for the quickest runtime now, which else is done when it is first used."""
+    with reporting_errors(as_json=as_json):
+        if name is None and adapter is None and auto is None:
+            raise SettingError("say which model: a name from `palpate models`, --adapter FILE or --auto FILE")
+        if runtime == "torch":
+            raise SettingError("nothing has to be prepared for torch; choose auto, openvino or onnxruntime")
+        from palpate.inference.loading import load
+        from palpate.inference.runtimes.graphs import GraphRuntime
+
+        news: list[str] = []
+        session = load(
+            name,
+            device="cpu",
+            weights=weights,
+            adapter=adapter,
+            auto=auto,
+            runtime=runtime,
+            precision=precision,
+            tell=news.append,
+        )
+        ready = session.runtime
+        if not isinstance(ready, GraphRuntime):
+            why = "; ".join(session.notes) or "no other runtime is installed, or PALPATE_RUNTIME says so"
+            raise SettingError(f"{ready.model} runs on torch, for which nothing has to be prepared: {why}")
+        ready.open_all()
+        folder = ready.prepared.folder
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if as_json:
+            say_json({"model": ready.model, "runtime": ready.describe(), "folder": str(folder), "bytes": size})
+            return
+        done = "ready" if news else "was ready"
+        say([(ready.model, f"{done} for {ready.describe()}"), ("in", f"{folder} ({size_text(size)})")])
 
 
 @app.command()

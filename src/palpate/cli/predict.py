@@ -90,6 +90,12 @@ def predict(
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="What `palpate finetune` made, to put on the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="What computes: auto (the quickest that there is), openvino, onnxruntime or torch.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="float32; bfloat16 or float16 are quicker where the processor has them, and less exact.")
+    ] = "float32",
     modality: Annotated[str | None, typer.Option(help="Say what it is: CT, MR, US, PET, XR, photo.")] = None,
     window: Annotated[
         str | None,
@@ -109,6 +115,14 @@ def predict(
     preview: Annotated[
         Path | None,
         typer.Option(help="A picture of image, prompt and outline (.png, .jpg); of a folder, a folder for them."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --auto and a folder: processes at work, one thread each (default: this one)."),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="With --auto and a folder: let a dask cluster work, tcp://host:8786."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: what was made, from what, by what.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
@@ -135,6 +149,8 @@ def predict(
             raise SettingError("--carry and --per-class are for what is found without a prompt; give --auto FILE")
         if mask_format is not None and not is_folder:
             raise SettingError("--format is for a folder of images with --auto; here the end of -o says the format")
+        if not is_folder and (workers is not None or dask is not None):
+            raise SettingError("--workers and --dask share out a folder of images; give a folder, --auto FILE and -o")
         if auto is not None and (until_end or overlap != "last"):
             raise SettingError("--until-end and --overlap are for drawn prompts alone; with --auto, see --carry")
         if auto is not None and is_folder:
@@ -144,10 +160,20 @@ def predict(
                 image,
                 output,
                 series=series,
-                load={"model": model, "auto": auto, "adapter": adapter, "weights": weights, "device": device},
+                load={
+                    "model": model,
+                    "auto": auto,
+                    "adapter": adapter,
+                    "weights": weights,
+                    "device": device,
+                    "runtime": runtime,
+                    "precision": precision,
+                },
                 look={"modality": modality, "intensity": window, "axis": axis, "carry": carry, "per_class": per_class},
                 mask_format=mask_format or "nii.gz",
                 previews=preview,
+                workers=workers,
+                dask=dask,
                 overwrite=overwrite,
                 as_json=as_json,
             )
@@ -171,7 +197,16 @@ def predict(
 
         from palpate.inference.loading import load
 
-        session = load(model, device=device, weights=weights, adapter=adapter, auto=auto)
+        session = load(
+            model,
+            device=device,
+            weights=weights,
+            adapter=adapter,
+            auto=auto,
+            runtime=runtime,
+            precision=precision,
+            tell=partial(typer.echo, err=True),
+        )
         mode = "manual" if auto is None else "autonomous" if by_itself else "semi-autonomous"
         masks = predict_folder.masks_of(session, output, overwrite=overwrite) if per_class and output else {}
         for path in masks.values():
@@ -233,7 +268,6 @@ def _targets(
     name: str,
 ) -> list[Target]:
     from palpate.prompts import Box, MaskPrompt, Points, Target
-    from palpate.prompts.file import read_mark, read_prompts, scribble_from
     from palpate.prompts.types import middle_of
 
     given: list[Prompt] = []
@@ -243,16 +277,22 @@ def _targets(
     if point:
         parsed = [parse_point(text) for text in point]
         given.append(Points([p[:2] for p in parsed], [p[2] for p in parsed], z=slice_number))
-    if scribble is not None:
-        given.append(scribble_from(read_mark(scribble, z=drawn_on, axis=axis, image=picture), z=slice_number))
-    if mask is not None:
-        given.append(MaskPrompt(read_mark(mask, z=drawn_on, axis=axis, image=picture) != 0, z=slice_number))
+    if scribble is not None or mask is not None:
+        from palpate.prompts.file import read_mark, scribble_from  # slow to import: it needs pydantic
+
+        if scribble is not None:
+            strokes = read_mark(scribble, z=drawn_on, axis=axis, image=picture)
+            given.append(scribble_from(strokes, z=slice_number))
+        if mask is not None:
+            given.append(MaskPrompt(read_mark(mask, z=drawn_on, axis=axis, image=picture) != 0, z=slice_number))
     if prompts is not None:
         if given or slice_number is not None or z is not None or name:
             raise PromptError(
                 "--prompts says everything about the objects; leave --box, --point, --scribble, --mask, --slice, --z "
                 "and --name out"
             )
+        from palpate.prompts.file import read_prompts
+
         return read_prompts(prompts, axis=axis, image=picture)
     if given:
         return [Target(tuple(given), name=name, z_range=z)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from palpate.cli.terminal import FAILURE, counting, say, say_json
+from palpate.cli.terminal import FAILURE, check_who_works, counting, note, say, say_json
 from palpate.errors import OutputError
 
 if TYPE_CHECKING:
@@ -47,18 +47,26 @@ def predict_folder(
     look: Mapping[str, Any],
     mask_format: str,
     previews: Path | None,
+    workers: int | None = None,
+    dask: str | None = None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Segment all images in a folder (or one) and say what to look at. `load` and `look` go to `load` and `Choices`."""
+    """Segment all images in a folder (or one) and say what to look at. `load` and `look` go to `load` and `Choices`.
+
+    Without `workers` and `dask`, this process does it, with all its threads.
+    """
+    check_who_works(workers, dask)
     if output is None:
         raise OutputError("say which folder the masks go into: -o masks/")
     if previews is not None and not previews.is_dir() and previews.suffix.lower() in _PICTURES:
         raise OutputError(
             f"each image gets a preview, and {previews.name} has the name of one picture; give --preview a folder"
         )
-    from palpate.inference.folder import Choices, find_in
+    from palpate.inference.folder import find_in
+    from palpate.inference.folder_helpers import Helpers, Loading
     from palpate.inference.folder_images import Entry, images_in
+    from palpate.inference.folder_masks import Choices
     from palpate.inference.folder_table import SCORES
 
     choices = Choices(**look, volume_suffix=f".{mask_format.removeprefix('.')}")
@@ -67,12 +75,19 @@ def predict_folder(
         entries = [Entry(image, image.resolve().name, series)]
     else:
         entries, skipped = images_in(image, leave_out=[output, *([previews] if previews else [])])
-    from palpate.inference import loading
-
-    ready = loading.load(**load)
+    loading = Loading(load)
+    ready = loading()
+    helpers = None if workers is None and dask is None else Helpers(loading, workers or 1, dask, tell=note)
     with counting("segmenting", "images", enabled=not as_json) as advance:
         result = find_in(
-            ready, entries, output, choices=choices, previews=previews, overwrite=overwrite, progress=advance
+            ready,
+            entries,
+            output,
+            choices=choices,
+            previews=previews,
+            overwrite=overwrite,
+            helpers=helpers,
+            progress=advance,
         )
     if as_json:
         say_json(

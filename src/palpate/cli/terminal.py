@@ -53,6 +53,11 @@ def say(lines: list[tuple[str, str]]) -> None:
         typer.echo(f"{name:<{width}}  {value}")
 
 
+def note(words: str) -> None:
+    """Something that happened, and is no error."""
+    typer.echo(f"note: {words}", err=True)
+
+
 def say_json(content: dict[str, Any]) -> None:
     """One JSON document."""
     typer.echo(json.dumps(content, indent=2))
@@ -96,6 +101,18 @@ def size_text(size: int) -> str:
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_who_works(workers: int | None, dask: str | None) -> None:
+    """Refuse to be told twice.
+
+    Raises:
+        SettingError: processes of this machine and a cluster as well.
+    """
+    if workers is not None and dask is not None:
+        raise SettingError(
+            "--workers are processes of this machine, and with --dask the cluster works; give one of them"
+        )
 
 
 @contextmanager

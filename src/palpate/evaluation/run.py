@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 from palpate.datasets.case import Case
@@ -27,10 +25,11 @@ from palpate.evaluation.modalities import CaseTime, cases_csv
 from palpate.evaluation.protocols import LEARNED_KINDS
 from palpate.evaluation.table import Presence, Row, Run, object_name, presence_csv, read_run, results_csv, times_csv
 from palpate.images.formats import replacing
+from palpate.inference.cluster import Like, Lost, Tell, for_elsewhere, on_cluster
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.environment import environment
 from palpate.inference.loading import load
-from palpate.inference.processes import quick_memory, serve_parent
+from palpate.inference.processes import kept_by_thread, one_thread, quick_memory, serve_parent
 from palpate.inference.runtimes import Runtime
 from palpate.inference.session import Session
 from palpate.models.promptable import LearnedClass
@@ -88,6 +87,7 @@ def evaluate(
     dask: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> Run:
     """Measure these cases and write `results.csv`, `times.csv`, `cases.csv` and `run.json` into a folder.
 
@@ -96,8 +96,8 @@ def evaluate(
     stays until the new one is whole.
 
     `model` may be a session, which then does all the work itself; with a choice, `workers` processes share the cases,
-    or the workers of the dask cluster at address `dask`, who must see the same paths. `command` and `data` are what was
-    typed, for the record.
+    or the workers of the dask cluster at address `dask`, who must see the same paths; `tell` is told of those that end.
+    `command` and `data` are what was typed, for the record.
 
     Raises:
         OutputError: the folder holds a run of other settings or data, or something else, or cannot be written.
@@ -121,7 +121,7 @@ def evaluate(
         progress(done, len(cases))
     # The largest first, so that no worker is left alone with a long one at the end.
     open_cases.sort(key=lambda case: -_size(case.image))
-    with _answers(open_cases, plan, model, session, workers=workers, dask=dask) as answers:
+    with _answers(open_cases, plan, model, session, workers=workers, dask=dask, tell=tell) as answers:
         for case, answer in answers:
             if isinstance(answer, Failure):
                 failures.append(answer)
@@ -335,6 +335,7 @@ def _answers(
     *,
     workers: int,
     dask: str | None,
+    tell: Tell | None,
 ) -> Generator[Iterator[tuple[Case, Answer]]]:
     """Cases with their rows as they come; everything that was started is stopped when the block is left."""
     if workers < 1:
@@ -342,13 +343,13 @@ def _answers(
     if dask is not None:
         if isinstance(model, Session):
             raise SettingError("a session cannot travel to the workers of a cluster; give a ModelChoice instead")
-        with _on_cluster(dask, cases, plan, model, session.runtime) as answers:
+        with _on_cluster(dask, cases, plan, model, session.runtime, tell) as answers:
             yield answers
     elif workers > 1 and len(cases) > 1 and isinstance(model, ModelChoice):
         with _in_processes(min(workers, len(cases)), cases, plan, model) as answers:
             yield answers
     else:
-        with _one_thread():
+        with one_thread():
             yield ((case, _measured(session, case, plan)) for case in cases)
 
 
@@ -359,18 +360,6 @@ def _measured(session: Session, case: Case, plan: Plan) -> Answer:
         return Failure(case, str(error))
     except (OSError, MemoryError) as error:
         return Failure(case, f"{type(error).__name__}: {error}")
-
-
-@contextmanager
-def _one_thread() -> Generator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -405,63 +394,29 @@ def _in_processes(
 
 @contextmanager
 def _on_cluster(
-    address: str, cases: Sequence[Case], plan: Plan, model: ModelChoice, runtime: Runtime
+    address: str, cases: Sequence[Case], plan: Plan, model: ModelChoice, runtime: Runtime, tell: Tell | None
 ) -> Generator[Iterator[tuple[Case, Answer]]]:
-    try:
-        from distributed import Client, KilledWorker, as_completed
-        from distributed.comm.core import CommClosedError
-    except ImportError:
-        raise SettingError("--dask needs an extra package; install it with: pip install 'palpate[dask]'") from None
-    try:
-        client = Client(address, timeout=10)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise SettingError(f"no dask scheduler answers at {address!r} ({error}); start one or correct --dask") from None
-    weights, adapter, auto, cache = (
-        None if path is None else path.resolve() for path in (model.weights, model.adapter, model.auto, model.cache)
-    )
-    try:
-        futures = client.map(
-            _measure_on_cluster,
-            [case.resolved() for case in cases],  # workers may have been started elsewhere
-            plan=plan,
-            model=replace(model, weights=weights, adapter=adapter, auto=auto, cache=cache),
-            like=(runtime.weights_hash, runtime.describe(), dict(environment())),
-            pure=False,
-            key=[f"palpate-{_digest([case.dataset, case.name])[:16]}-{os.getpid()}" for case in cases],
+    there = ModelChoice(**{one.name: for_elsewhere(getattr(model, one.name)) for one in fields(model)})
+    work = partial(_measure_on_cluster, plan=plan, model=there, like=Like.of(runtime))
+    names = [f"{case.dataset}/{case.name}" for case in cases]
+    elsewhere = [case.resolved() for case in cases]  # workers may have been started in another folder
+    with on_cluster(address, work, elsewhere, names=names, tell=tell) as answers:
+        yield (
+            (cases[number], Failure(cases[number], found.reason) if isinstance(found, Lost) else found)
+            for number, found in answers
         )
-        asked = dict(zip([future.key for future in futures], cases, strict=True))
-        yield ((asked[future.key], future.result()) for future in as_completed(futures))
-    except (KilledWorker, CommClosedError, ImportError, OSError) as error:
-        raise PalpateError(
-            f"the cluster could not go on ({type(error).__name__}: {error}); what was measured is kept, so mend it and "
-            "run the command again"
-        ) from None
-    finally:
-        client.close()
 
 
-def _measure_on_cluster(case: Case, *, plan: Plan, model: ModelChoice, like: tuple[str, str, dict[str, str]]) -> Answer:
-    try:
-        session = _session_of_thread(model, get_ident())
-    except PalpateError as error:
-        return Failure(case, f"a worker could not load the model: {error}")
-    here = (session.runtime.weights_hash, session.runtime.describe(), dict(environment()))
-    if here != like:
-        return Failure(case, f"a worker computes with {here}, which is not {like}; install the same on all machines")
-    with _one_thread():
+def _measure_on_cluster(case: Case, *, plan: Plan, model: ModelChoice, like: Like) -> Answer:
+    session = like.loaded(model, model.load, lambda made: made.runtime)
+    with one_thread():
         return _measured(session, case, plan)
 
 
 def _measure_in_worker(model: ModelChoice, case: Case, plan: Plan) -> Answer:
-    session = _session_of_thread(model, get_ident())
-    with _one_thread():
+    session = kept_by_thread(model, model.load)
+    with one_thread():
         return _measured(session, case, plan)
-
-
-@lru_cache(maxsize=8)
-def _session_of_thread(model: ModelChoice, _thread: int) -> Session:
-    """A worker's session, loaded once; threads do not share one, because a session has one image at a time."""
-    return model.load()
 
 
 def _record(

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
-from scipy.ndimage import label as connected_components
 
 from palpate.errors import PromptError
 from palpate.models.frame import CanvasPrompt
@@ -148,6 +147,8 @@ def _variants(box: Box, marks: _Marks, size: Box) -> list[Box]:
 
 def _box_around_marked(inside: Bool[np.ndarray, "row column"], marks: _Marks, size: Box) -> Box | None:
     """The box of the parts of a mask that were clicked on, with a little room; None if none was."""
+    from scipy.ndimage import label as connected_components  # slow to import, and boxes need no search
+
     parts: np.ndarray = connected_components(inside)[0]  # pyright: ignore[reportIndexIssue, reportAssignmentType]
     places = marks.places[marks.labels == 1].round().astype(int).clip(0, np.array(inside.shape[::-1]) - 1)
     clicked = [part for part in np.unique(parts[places[:, 1], places[:, 0]]) if part > 0]

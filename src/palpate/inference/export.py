@@ -1,6 +1,7 @@
 """A model as files that other programs run: ONNX, and OpenVINO's own format, with a report of how true they are.
 
-What goes in and out is told in `palpate.models.graphs` and, for each model, in the `model.json` beside the files.
+What goes in and out is told in `palpate.models.graphs`, `palpate.models.finder_graph` and, for each model, in the
+`model.json` beside the files.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 from palpate.errors import OutputError, PalpateError, SettingError
 from palpate.inference.environment import environment
 from palpate.models.catalogue import ModelCard
-from palpate.models.graphs import DecoderGraph, EncoderGraph
+from palpate.models.finder_graph import FinderGraph
+from palpate.models.graphs import EncoderGraph, Sam2DecoderGraph, decoder_graph
+from palpate.models.learned import LearnedCard
 from palpate.models.weights import Loaded
 
 Format = Literal["onnx", "openvino"]
@@ -35,19 +38,53 @@ OPSET = 17
 FAR = 1e-3
 """A difference of this share of the largest value is more than rounding: such files are not written."""
 
-_PROMPTS = ("coordinates", "labels", "mask", "has_mask")
-_MASKS = ("logits", "predicted_iou")
-
 Feeds = Mapping[str, np.ndarray]
 Answer = Callable[[Feeds], dict[str, np.ndarray]]
+
+_AXES = {
+    "coordinates": ("object", "token"),
+    "labels": ("object", "token"),
+    "mask": ("object",),
+    "has_mask": ("object",),
+    "classes": ("item",),
+}
+"""Inputs of which there may be any number, and what their first extents are called; an answer has one for each."""
+
+_LEVELS = tuple(f"level{number}" for number in range(1, 10))
+"""Of which a model has as many as it has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """One file to be: what computes, made-up input, and what it answers to that."""
+
+    name: str
+    network: nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """The names of extents that are not fixed."""
+        known = {name: _AXES[name] for name in self.inputs if name in _AXES}
+        several = next((axes[:1] for axes in known.values()), ())
+        return known | (dict.fromkeys(self.outputs, several) if several else {})
+
+    def shapes(self, tensors: Mapping[str, Tensor]) -> dict[str, list[int | str]]:
+        """The extents of inputs or outputs, by name where they are not fixed."""
+        axes = self.axes
+        return {
+            name: [*axes.get(name, ()), *tensor.shape[len(axes.get(name, ())) :]] for name, tensor in tensors.items()
+        }
 
 
 @dataclass(frozen=True)
 class Parity:
     """How far a runtime's answers are from PyTorch's on made-up input.
 
-    `features` and `logits` are the largest difference as a share of the largest value; `differing` is how many of a
-    million pixels are on the other side of the mask's border.
+    `features` (all that the encoder gives) and `logits` (all that the decoder and the finder give) are the largest
+    difference as a share of the largest value; `differing` is how many of a million pixels are on the other side of
+    the mask's border.
     """
 
     runtime: str
@@ -66,11 +103,18 @@ class Exported:
 
 
 def export(
-    loaded: Loaded, card: ModelCard, folder: str | Path, *, formats: Sequence[Format], overwrite: bool = False
+    loaded: Loaded,
+    card: ModelCard,
+    folder: str | Path,
+    *,
+    formats: Sequence[Format],
+    overwrite: bool = False,
+    learned: LearnedCard | None = None,
 ) -> Exported:
     """Write `encoder` and `decoder` in these formats, and `model.json`, into a folder, all of it or nothing.
 
-    Each file is run beside PyTorch before it is kept.
+    A model with learned prompts becomes a `finder` as well; `learned` is the card of these. Each file is run beside
+    PyTorch before it is kept.
 
     Raises:
         SettingError: a model whose decoder cannot be exported, or a format whose package is not installed.
@@ -81,33 +125,24 @@ def export(
     if folder.exists() and not (overwrite and (folder / "model.json").is_file()):
         hint = "--overwrite replaces it" if (folder / "model.json").is_file() else "choose a new folder"
         raise OutputError(f"{folder} exists; {hint}")
-    runners: list[tuple[Format, Callable[[Path], tuple[str, Answer, Answer]]]] = [
-        (one, _runner(one)) for one in formats
-    ]
+    libraries: list[tuple[Format, Any]] = [(one, _library(one)) for one in formats]
     network = cast("nn.Module", loaded.model).cpu().eval()
-    encoder, decoder = EncoderGraph(loaded.model).eval(), DecoderGraph(loaded.model).eval()
-    canvas, prompts = _made_up(loaded.model.frame.size, decoder.decoder.grid_size)
-    with torch.inference_mode():
-        embedding = encoder(canvas)
-        wanted = decoder(*prompts.values(), *embedding)
-    names = ("features", *(f"level{number}" for number in range(1, len(embedding))))
+    if loaded.finder is not None:
+        loaded.finder.cpu().eval()
+    graphs = graphs_of(loaded)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         half = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
     try:
-        _write(encoder, (canvas,), half / "encoder.onnx", ("canvas",), names)
-        inputs = (*_PROMPTS, *names)
-        _write(decoder, (*prompts.values(), *embedding), half / "decoder.onnx", inputs, _MASKS, objects=True)
-        feeds = {name: tensor.numpy() for name, tensor in ({"canvas": canvas} | prompts).items()}
-        feeds |= {name: tensor.numpy() for name, tensor in zip(names, embedding, strict=True)}
-        expected = dict(zip((*names, *_MASKS), (x.numpy() for x in (*embedding, *wanted)), strict=True))
-        parity = tuple(_checked(name, run(half), feeds, expected) for name, run in runners)
+        for graph in graphs:
+            write_onnx(graph, half / f"{graph.name}.onnx")
+        parity = tuple(_checked(name, library, graphs, half) for name, library in libraries)
         if "onnx" not in formats:
             for path in half.glob("*.onnx"):
                 path.unlink()
-        about = _about(loaded, card, names, expected, feeds, parity)
+        about = _about(loaded, card, learned, graphs, parity)
         (half / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         half.chmod(0o755)
         if folder.exists():
@@ -119,6 +154,30 @@ def export(
         shutil.rmtree(half, ignore_errors=True)
         network.eval()
     return Exported(folder, tuple(sorted(path.name for path in folder.iterdir())), parity)
+
+
+def graphs_of(loaded: Loaded) -> list[Graph]:
+    """The model's verbs, and what PyTorch answers to made-up input."""
+    encoder, decoder = EncoderGraph(loaded.model), decoder_graph(loaded.model)
+    canvas, prompts = _made_up(loaded.model.frame.size, decoder.decoder.grid_size)
+    made = [answered("encoder", encoder, {"canvas": canvas}, ("features", *_LEVELS))]
+    seen = list(made[0].outputs.items())
+    answers = ("logits", "predicted_iou", "object_logits")
+    needed = dict(seen[: 1 + decoder.decoder.levels_read])
+    made.append(answered("decoder", decoder, {**prompts, **needed}, answers))
+    if loaded.finder is not None:
+        finder = FinderGraph(loaded.finder)
+        classes = torch.arange(3) % loaded.finder.predictor.classes
+        needed = dict(seen[: 1 + finder.levels_read])
+        made.append(answered("finder", finder, {"classes": classes, **needed}, answers))
+    return made
+
+
+def answered(name: str, network: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> Graph:
+    """A network as a graph, with what it answers to some input; `outputs` may name more than it gives."""
+    with torch.inference_mode():
+        found = cast("tuple[Tensor, ...]", network.eval()(*inputs.values()))
+    return Graph(name, network, inputs, dict(zip(outputs, found, strict=False)))
 
 
 def _made_up(size: int, grid: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -140,52 +199,33 @@ def _made_up(size: int, grid: int) -> tuple[Tensor, dict[str, Tensor]]:
     }
 
 
-def _write(
-    graph: nn.Module,
-    inputs: tuple[Tensor, ...],
-    path: Path,
-    into: Sequence[str],
-    out: Sequence[str],
-    *,
-    objects: bool = False,
-) -> None:
-    """One graph as ONNX; a decoder's takes any number of `objects`, and of tokens for each."""
-    axes: dict[str, dict[int, str]] = {}
-    if objects:
-        axes = {name: {0: "object"} for name in (*_PROMPTS, *_MASKS)}
-        axes["coordinates"][1] = axes["labels"][1] = "token"
+def write_onnx(graph: Graph, path: Path) -> None:
+    """One graph as ONNX."""
     with torch.inference_mode(), warnings.catch_warnings():
         # The tracing exporter: torch's newer one needs packages of its own and minutes.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            graph,
-            inputs,
+            graph.network,
+            tuple(graph.inputs.values()),
             str(path),
             dynamo=False,
             opset_version=OPSET,
-            input_names=list(into),
-            output_names=list(out),
-            dynamic_axes=axes,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_axes={name: dict(enumerate(axes)) for name, axes in graph.axes.items()},
         )
 
 
-def _runner(name: Format) -> Callable[[Path], tuple[str, Answer, Answer]]:
-    """What runs files of a format, as (how it is called, the encoder, the decoder) of a folder with ONNX in it."""
+def _library(name: Format) -> Any:
+    """The package that runs files of a format."""
     package = {"onnx": "onnxruntime", "openvino": "openvino"}[name]
     try:
-        library = import_module(package)
+        return import_module(package)
     except ImportError:
         raise SettingError(
             f"{name} files are checked before they are kept, by a package that is not here; install it with: pip "
             f"install 'palpate[export]' (or {package} alone)"
         ) from None
-    opened = _opened_by_onnxruntime if name == "onnx" else _opened_by_openvino
-    title = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[name]
-
-    def run(folder: Path) -> tuple[str, Answer, Answer]:
-        return f"{title} {version(package)}", opened(library, folder / "encoder"), opened(library, folder / "decoder")
-
-    return run
 
 
 def _opened_by_onnxruntime(library: Any, path: Path) -> Answer:
@@ -214,29 +254,31 @@ def _opened_by_openvino(library: Any, path: Path) -> Answer:
     return run
 
 
-def _checked(
-    name: Format, runner: tuple[str, Answer, Answer], feeds: Feeds, expected: Mapping[str, np.ndarray]
-) -> Parity:
-    """How true the files of a format are."""
-    called, encoder, decoder = runner
-    found = encoder(feeds) | decoder(feeds)
-    parity = Parity(
-        runtime=called,
-        features=max(_apart(found[key], value) for key, value in expected.items() if key not in _MASKS),
-        logits=max(_apart(found[key], expected[key]) for key in _MASKS),
-        differing=float(1e6 * np.mean((found["logits"] > 0) != (expected["logits"] > 0))),
-    )
-    if not max(parity.features, parity.logits) < FAR:
-        raise PalpateError(
-            f"what {called} makes of the {name} files differs from PyTorch by "
-            f"{max(parity.features, parity.logits):.2g} of the largest value, so nothing was kept; please report this"
-        )
-    return parity
+def _checked(name: Format, library: Any, graphs: Sequence[Graph], folder: Path) -> Parity:
+    """How true the files of a format are; those of OpenVINO are written on the way."""
+    opened = _opened_by_onnxruntime if name == "onnx" else _opened_by_openvino
+    package, title = {"onnx": ("onnxruntime", "ONNX Runtime"), "openvino": ("openvino", "OpenVINO")}[name]
+    called = f"{title} {version(package)}"
+    apart = {"features": 0.0, "logits": 0.0}
+    differing: list[np.ndarray] = []
+    for graph in graphs:
+        found = opened(library, folder / graph.name)({name: x.numpy() for name, x in graph.inputs.items()})
+        expected = {name: tensor.numpy() for name, tensor in graph.outputs.items()}
+        part = "features" if graph.name == "encoder" else "logits"
+        apart[part] = max(apart[part], *(share_apart(found[key], value) for key, value in expected.items()))
+        if not apart[part] < FAR:
+            raise PalpateError(
+                f"what {called} makes of the {name} files differs from PyTorch by {apart[part]:.2g} of the largest "
+                f"value ({graph.name}), so nothing was kept; please report this"
+            )
+        if part == "logits":
+            differing.append(((found["logits"] > 0) != (expected["logits"] > 0)).ravel())
+    return Parity(called, **apart, differing=float(1e6 * np.concatenate(differing).mean()))
 
 
-def _apart(found: np.ndarray, wanted: np.ndarray) -> float:
-    """The largest difference as a share of the largest value; infinite for another shape."""
-    if found.shape != wanted.shape:
+def share_apart(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest difference as a share of the largest value; infinite for another shape or what is no number."""
+    if found.shape != wanted.shape or not np.isfinite(found - wanted).all():
         return float("inf")
     return float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-12))
 
@@ -244,47 +286,53 @@ def _apart(found: np.ndarray, wanted: np.ndarray) -> float:
 def _about(
     loaded: Loaded,
     card: ModelCard,
-    names: Sequence[str],
-    outputs: Mapping[str, np.ndarray],
-    inputs: Feeds,
+    learned: LearnedCard | None,
+    graphs: Sequence[Graph],
     parity: Sequence[Parity],
 ) -> dict[str, Any]:
     """All that a program needs that runs the files, ready for JSON."""
-
-    def shapes(names: Sequence[str], arrays: Feeds) -> dict[str, list[int | str]]:
-        found: dict[str, list[int | str]] = {name: list(arrays[name].shape) for name in names}
-        for name in {*_PROMPTS, *_MASKS} & set(names):
-            found[name][0] = "object"
-            if name in ("coordinates", "labels"):
-                found[name][1] = "token"
-        return found
-
     packages: dict[str, str] = {}
     for name in ("onnxruntime", "openvino"):
         with suppress(ImportError):
             packages[name] = version(name)
-    return {
+    about: dict[str, Any] = {
         "model": card.name,
         "weights_hash": loaded.weights_hash,
         "licence": card.licence,
         "frame": asdict(loaded.model.frame),
-        "prompts": {"trained": card.prompts.trained, "beside_box": card.prompts.beside_box},
-        "encoder": {
-            "inputs": shapes(["canvas"], inputs),
-            "outputs": shapes(names, outputs),
+        "prompts": {
+            "trained": card.prompts.trained,
+            "beside_box": card.prompts.beside_box,
+            "no_point_after_box": any(isinstance(graph.network, Sam2DecoderGraph) for graph in graphs),
         },
-        "decoder": {
-            "inputs": shapes([*_PROMPTS, *names[: 1 + _levels(loaded)]], inputs),
-            "outputs": shapes(_MASKS, outputs),
-        },
+    }
+    if learned is not None:
+        about["learned"] = {
+            "name": learned.name,
+            "classes": [asdict(one) for one in learned.classes],
+            "intensity": learned.intensity,
+            "modality": learned.modality,
+            "licence": learned.licence,
+        }
+    for graph in graphs:
+        about[graph.name] = {"inputs": graph.shapes(graph.inputs), "outputs": graph.shapes(graph.outputs)}
+    return {
+        **about,
         "opset": OPSET,
         "parity": [asdict(one) for one in parity],
         "versions": {**environment(), **packages},
     }
 
 
-def _levels(loaded: Loaded) -> int:
-    return int(cast("nn.Module", loaded.model).get_submodule("prompt_decoder").levels_read)  # pyright: ignore[reportArgumentType]
-
-
-__all__ = ["Exported", "Format", "Parity", "export"]
+__all__ = [
+    "FAR",
+    "Exported",
+    "Format",
+    "Graph",
+    "Parity",
+    "answered",
+    "export",
+    "graphs_of",
+    "share_apart",
+    "write_onnx",
+]

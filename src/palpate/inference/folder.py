@@ -18,54 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from palpate.errors import FormatError, InputError, OutputError, SettingError
-from palpate.images import read
-from palpate.images.formats import replacing
-from palpate.images.image import Image
-from palpate.images.intensity import parse_intensity
-from palpate.images.modality import parse_modality
-from palpate.images.slices import check_axis
+from palpate.errors import FormatError, OutputError, SettingError
 from palpate.inference.folder_aside import seen, set_aside
 from palpate.inference.folder_book import Book, make_folder
+from palpate.inference.folder_helpers import Helpers, segmented
 from palpate.inference.folder_images import Entry
+from palpate.inference.folder_masks import USUAL, Choices, Job
 from palpate.inference.folder_names import check_apart, masks_of, names_of, stems_of
 from palpate.inference.folder_table import SCORES, Row, write_table
 from palpate.inference.runtimes import FindingRuntime
-from palpate.inference.segmentation import Segmentation, SegmentedObject
 from palpate.inference.session import Session
-
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha", ".npz", ".dcm")
-"""What volumes and DICOM images may be written as. Pictures become PNG."""
-
-
-@dataclass(frozen=True)
-class Choices:
-    """How images are looked at and masks are written; see `Session.set_image` and `Session.find`.
-
-    `intensity` is the name of a rule. `axis` is for volumes alone.
-
-    Raises:
-        SettingError: a modality, a rule, an axis or a kind of file that does not exist.
-    """
-
-    modality: str | None = None
-    intensity: str | None = None
-    axis: str | None = None
-    carry: bool = False
-    per_class: bool = False
-    volume_suffix: str = ".nii.gz"
-
-    def __post_init__(self) -> None:
-        # Told once and before anything is written, not as the failure of every image.
-        if self.modality is not None:
-            parse_modality(self.modality)
-        if self.intensity is not None:
-            parse_intensity(self.intensity)
-        if self.axis is not None:
-            check_axis(self.axis)
-        if self.volume_suffix not in VOLUME_SUFFIXES:
-            known = ", ".join(suffix.removeprefix(".") for suffix in VOLUME_SUFFIXES)
-            raise SettingError(f"masks cannot be written as {self.volume_suffix.removeprefix('.')!r}; choose {known}")
 
 
 @dataclass(frozen=True)
@@ -91,16 +53,19 @@ def find_in(
     entries: Sequence[Entry],
     output: Path,
     *,
-    choices: Choices = Choices(),
+    choices: Choices = USUAL,
     previews: Path | None = None,
     overwrite: bool = False,
+    helpers: Helpers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Segment images by a session with learned prompts, and write masks and the table into a folder.
 
     With `previews`, a picture of each image that is done now goes into that folder. `overwrite` does everything anew.
-    `progress` is told how many images are done, of how many. The table is there after an interruption, too. It has the
-    images of earlier calls as well, if they were segmented in the same way and their masks are still there.
+    `helpers` are processes that do the work instead, on this machine or a cluster; what they write does not depend on
+    how many they are. `progress` is told how many images are done, of how many. The table is there after an
+    interruption, too. It has the images of earlier calls as well, if they were segmented in the same way and their
+    masks are still there.
 
     Raises:
         FormatError: no images.
@@ -108,6 +73,7 @@ def find_in(
         OutputError: the folder is an image's own, holds something else, what was made in another way or the mask of
             another image of the same name, or cannot be written; previews would lie among images or masks, or replace
             pictures that others made.
+        PalpateError: helpers ended, or do not compute as this machine does.
     """
     if not entries:
         raise FormatError("there are no images to segment; see docs/reference/formats.md for what palpate reads")
@@ -121,7 +87,10 @@ def find_in(
     classes = names_of(runtime.classes) if choices.per_class else {}
     check_apart(entries, stems, classes)
     masks = [masks_of(stem, classes, choices.volume_suffix) for stem in stems]
-    book = Book(output, _settings(runtime, choices), overwrite=overwrite)
+    settings = _settings(runtime, choices)
+    book = Book(output, settings, overwrite=overwrite)
+    if helpers is not None:
+        helpers.check()
     if previews is not None:
         if not overwrite:
             _check_pictures(previews, entries, stems, book)
@@ -131,70 +100,45 @@ def find_in(
     book.begin(entries, stems, masks)
     if previews is not None:
         book.note_previews([previews / f"{stem}.png" for stem in stems])
-    rows: list[Row] = []
-    moved: list[Path] = []
-    now = before = 0
+    known = [book.rows_of(entry) for entry in entries]
+    missing = [number for number, found in enumerate(known) if found is None]
+    jobs = [Job(entries[number], output / stems[number], choices, classes, previews) for number in missing]
+    rows = [row for found in known for row in found or ()]
+    older = [seen(_own(job, masks[number])) for number, job in zip(missing, jobs, strict=True)]
+    moved: dict[int, list[Path]] = {}
+    now = 0
+    tell = progress or _silently
     try:
-        for number, (entry, stem) in enumerate(zip(entries, stems, strict=True)):
-            known = book.rows_of(entry)
-            if known is not None:
-                before += 1
-                rows += known
-            else:
-                own = [output / name for name in masks[number]]
-                older = seen([*own, previews / f"{stem}.png"] if previews is not None else own)
-                try:
-                    made = _segment(session, entry, output / stem, choices, classes, previews)
-                except (InputError, OutputError) as error:
-                    aside, told = _set_aside(older)
-                    made = [Row(entry.name, error=" ".join(str(error).split()) + told)]
-                    moved += aside
+        tell(len(entries) - len(jobs), len(entries))
+        with segmented(jobs, session, helpers, settings) as answers:
+            for done, (number, answer) in enumerate(answers, start=1):
+                job = jobs[number]
+                if isinstance(answer, str):
+                    moved[number], told = _set_aside(older[number])
+                    rows.append(Row(job.entry.name, error=answer + told))
                 else:
-                    book.note(entry, stem, made)
+                    book.note(job.entry, job.stem.name, answer)
+                    rows += answer
                     now += 1
-                rows += made
-            if progress is not None:
-                progress(number + 1, len(entries))
+                tell(len(entries) - len(jobs) + done, len(entries))
+        if helpers is not None:
+            book.sort([entry.name for entry in entries])
     finally:
         rows += book.rows_of_others({row.image for row in rows})
         rows.sort(key=Row.place)
         write_table(output / SCORES, rows)
-    return Result(tuple(rows), now, before, tuple(moved))
+    aside = tuple(path for number in sorted(moved) for path in moved[number])
+    return Result(tuple(rows), now, len(entries) - len(jobs), aside)
 
 
-def _segment(
-    session: Session,
-    entry: Entry,
-    stem: Path,
-    choices: Choices,
-    classes: Mapping[int, str],
-    previews: Path | None,
-) -> list[Row]:
-    """Masks of one image, written; what is in the folder under their names is ours, and replaced."""
-    if entry.damage:
-        raise FormatError(entry.damage)
-    image = read(entry.path, series=entry.series)
-    axis = choices.axis if image.is_volume else None
-    session.set_image(image, modality=choices.modality, intensity=choices.intensity, axis=axis)
-    if choices.per_class:
-        together, each = session.find_both(carry=choices.carry)
-    else:
-        together = session.find(carry=choices.carry)
-        each = (together,)
-    suffix = _suffix(image, choices.volume_suffix)
-    rows: list[Row] = []
-    for found in each:
-        path = stem.with_name(f"{stem.name}_{classes[found.objects[0].label]}" if choices.per_class else stem.name)
-        path = path.with_name(path.name + suffix)
-        writable = suffix != ".dcm" or bool(found.mask.any())
-        if writable:
-            found.save(path, overwrite=True)
-        else:
-            _remove(path)  # what was found before the image changed
-        rows += [_row(entry, item, path.name if writable else "") for item in found.objects]
-    if previews is not None:
-        write_preview(session, together, previews / f"{stem.name}.png")
-    return rows
+def _silently(done: int, total: int) -> None:
+    """No progress is shown."""
+
+
+def _own(job: Job, masks: Sequence[str]) -> list[Path]:
+    """All files that are this image's, its masks and its preview."""
+    paths = [job.stem.with_name(name) for name in masks]
+    return paths if job.previews is None else [*paths, job.previews / f"{job.stem.name}.png"]
 
 
 def _set_aside(older: Mapping[Path, tuple[int, int]]) -> tuple[list[Path], str]:
@@ -206,46 +150,6 @@ def _set_aside(older: Mapping[Path, tuple[int, int]]) -> tuple[list[Path], str]:
     if not moved:
         return [], ""
     return moved, f"; older, moved aside: {', '.join(map(str, moved))}"
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot remove the older mask {path}: {error.strerror or error}; remove it") from error
-
-
-def write_preview(session: Session, found: Segmentation, path: Path) -> None:
-    """A picture of what was found, in place of an older one.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    picture = session.preview(found)
-    with replacing(path, overwrite=True) as temporary:
-        picture.save(temporary, format="PNG" if path.suffix.lower() == ".png" else "JPEG")
-
-
-def _row(entry: Entry, item: SegmentedObject, output: str) -> Row:
-    return Row(
-        image=entry.name,
-        class_name=item.name,
-        label=item.label,
-        present=item.voxels > 0,
-        object_probability=item.object_probability,
-        predicted_iou=item.predicted_iou,
-        score=item.score,
-        pixels=item.voxels,
-        ml=item.volume_ml,
-        output=output,
-    )
-
-
-def _suffix(image: Image, volume_suffix: str) -> str:
-    if not image.is_volume and not image.knows_place:
-        return ".png"
-    is_dicom = image.source is not None and image.source.format == "dicom"
-    return ".nii.gz" if volume_suffix == ".dcm" and not is_dicom else volume_suffix
 
 
 def _settings(runtime: FindingRuntime, choices: Choices) -> dict[str, Any]:

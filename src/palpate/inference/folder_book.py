@@ -62,10 +62,7 @@ class Book:
         if self._overwrite:
             for entry, stem, names in zip(entries, stems, masks, strict=True):
                 self._forget(entry.name, stem, names)
-            with replacing(self._path, overwrite=True) as temporary:
-                ours = [{"previews": sorted(self._previews)}] if self._previews else []
-                lines = [*self._done.values(), *ours]
-                temporary.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+            self._write()
         with replacing(self._folder / _RUN, overwrite=True) as temporary:
             text = json.dumps({"version": 1, "settings": self._settings}, indent=2) + "\n"
             temporary.write_text(text, encoding="utf-8")
@@ -168,6 +165,20 @@ class Book:
         self._keep(entry.name, line)
         self._append(line)
 
+    def sort(self, names: Sequence[str]) -> None:
+        """Put the lines of these images in their order, behind all others, whoever was done first."""
+        before = list(self._done)
+        for name in names:
+            if name in self._done:
+                self._done[name] = self._done.pop(name)
+        if list(self._done) != before:
+            self._write()
+
+    def _write(self) -> None:
+        with replacing(self._path, overwrite=True) as temporary:
+            ours = [{"previews": sorted(self._previews)}] if self._previews else []
+            temporary.write_text("\n".join(map(json.dumps, [*ours, *self._done.values()])), encoding="utf-8")
+
     def _append(self, line: dict[str, Any]) -> None:
         try:
             with self._path.open("a", encoding="utf-8") as file:
@@ -175,6 +186,11 @@ class Book:
                 file.write(("\n" if file.tell() else "") + json.dumps(line))
         except OSError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+
+def made_with(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run that a folder's masks are of; None if there is none."""
+    return (_read_json(folder / _RUN) or {}).get("settings")
 
 
 def _masks(known: dict[str, Any]) -> list[str]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from palpate.errors import SettingError
+from palpate.errors import PalpateError, SettingError, WeightsError
 from palpate.images.intensity import Intensity, parse_intensity
 from palpate.inference.embedding_cache import EmbeddingCache
+from palpate.inference.prepared import find
+from palpate.inference.runtimes import FindingRuntime
+from palpate.inference.runtimes.engines import EngineName, Precision, engine, has_cuda, is_installed
+from palpate.inference.runtimes.graphs import FindingGraphRuntime, GraphRuntime
 from palpate.inference.session import Session
-from palpate.models import DEFAULT
+from palpate.models import DEFAULT, catalogue
 
 if TYPE_CHECKING:
-    import torch
-
+    from palpate.inference.runtimes.torch import FindingTorchRuntime
     from palpate.models.adapters import AdapterCard
+    from palpate.models.catalogue import ModelCard
+
+RuntimeName = Literal["auto", "openvino", "onnxruntime", "torch"]
 
 
 def load(
@@ -26,6 +35,9 @@ def load(
     adapter: str | Path | None = None,
     auto: str | Path | None = None,
     cache: EmbeddingCache | None = None,
+    runtime: str = "auto",
+    precision: str = "float32",
+    tell: Callable[[str], None] | None = None,
 ) -> Session:
     """A session on a model of the catalogue (`palpate models` lists them), or on an adapter file and its base model.
 
@@ -35,68 +47,174 @@ def load(
     session finds its classes by itself (`Session.find`). `cache` keeps embeddings on disk; see
     `palpate.inference.embedding_cache`.
 
+    `runtime` is what computes: torch; openvino or onnxruntime, which are quicker on a CPU and for which a model is made
+    ready when it is first used; or auto, which is the environment variable PALPATE_RUNTIME if it is set, else torch
+    where there is a CUDA device, else the first of openvino, onnxruntime and torch that is installed and can run the
+    model. `tell` hears when a model is being made ready, which takes a while.
+    `precision` is float32, bfloat16 or float16. The lower ones are quicker where the processor has them, and move masks
+    a little.
+
     Raises:
         UnknownModel: no model of that name.
         WeightsError: the weights are missing, changed or of another model; the message says which command gets them.
-        SettingError: a device that does not exist here, two adapters, or learned prompts with an adapter.
+        SettingError: a device, runtime or precision that does not exist here, two adapters, or learned prompts with an
+            adapter.
     """
-    # torch takes seconds to import; `import palpate` must not.
-    from palpate.inference.runtimes.torch import TorchRuntime, choose_device
-    from palpate.models import catalogue
-    from palpate.models import weights as checkpoints
-    from palpate.models.adapters import read_card
-
     own = None if weights is None else Path(weights)
+    wanted = _runtime_of(runtime)
+    if precision not in get_args(Precision):
+        raise SettingError(f"there is no precision {precision!r}; choose {', '.join(get_args(Precision))}")
+    exact = cast("Precision", precision)
+    notes: list[str] = []
+    choice = _Choice(wanted, exact, device, tell, notes)
     if auto is not None:
         if adapter is not None:
             raise SettingError(
                 f"{auto} brings along what it changed in its base model, so no adapter goes on top; leave {adapter} out"
             )
-        return _finding(Path(auto), model=model, device=choose_device(device), weights=own, cache=cache)
+        return _finding(Path(auto), choice, model=model, weights=own, cache=cache)
     path = None if adapter is None else Path(adapter)
     if model is not None and model.endswith(".safetensors"):
         if path is not None:
             raise SettingError(f"{model} is an adapter, and so is {path}; give one of them")
         path, model = Path(model), None
-    made = None if path is None else read_card(path)
+    made = None if path is None else _adapter_card(path)
     if made is not None:
         card = catalogue.card(model or made.base)
     else:
         card = catalogue.card(model or DEFAULT)
         if model is None and weights is not None:
             card = card.origin  # whose checkpoint it may be; the default's own weights are in no file
-    chosen = choose_device(device)
-    loaded = checkpoints.load(card, weights=own, adapter=path, device=chosen)
-    name = card.name if made is None else f"{card.name} + {made.name}"
-    runtime = TorchRuntime(loaded.model, name, loaded.weights_hash, loaded.encoder_hash, loaded.prompts, chosen)
-    return Session(runtime, cache=cache, intensity=None if made is None else _trained_with(made))
+    intensity = None if made is None else _trained_with(made)
+    ready = choice.on_graphs(card, weights=own, adapter=path)
+    if ready is None:
+        # torch takes seconds to import; `import palpate` must not.
+        from palpate.inference.runtimes.torch import TorchRuntime, choose_device
+        from palpate.models import weights as checkpoints
+
+        torch_device = choose_device(device)
+        loaded = checkpoints.load(card, weights=own, adapter=path, device=torch_device)
+        name = card.name if made is None else f"{card.name} + {made.name}"
+        hashes = (loaded.weights_hash, loaded.encoder_hash)
+        ready = TorchRuntime(loaded.model, name, *hashes, loaded.prompts, torch_device, exact)
+    return Session(ready, cache=cache, intensity=intensity, notes=notes)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What was asked to compute, and where; `notes` gathers why it is something else."""
+
+    runtime: RuntimeName
+    precision: Precision
+    device: str
+    tell: Callable[[str], None] | None
+    notes: list[str]
+
+    def on_graphs(
+        self,
+        card: ModelCard,
+        *,
+        weights: Path | None,
+        adapter: Path | None = None,
+        learned: Path | None = None,
+        beside: Callable[[], FindingRuntime] | None = None,
+    ) -> GraphRuntime | None:
+        """The model on an engine without torch; None where torch has to do, and then `notes` may say why."""
+        if not self._may_be_graphs():
+            return None
+        names = get_args(EngineName) if self.runtime == "auto" else (self.runtime,)
+        for name in cast("Sequence[EngineName]", names):
+            if self.runtime == "auto" and not is_installed(name):
+                continue
+            try:
+                exact, asked = engine(name), partial(engine, name, precision=self.precision)
+                asked()  # before anything is made: can it?
+                prepared = find(card, weights=weights, added=adapter or learned)
+                if prepared is None:
+                    # It imports torch, which takes seconds.
+                    from palpate.inference.preparing import prepare
+
+                    # The graphs serve every precision, so they are compared with PyTorch in the exact one.
+                    prepared = prepare(card, exact, weights=weights, adapter=adapter, learned=learned, tell=self.tell)
+                keeping = asked(kept=prepared.folder / "compiled")
+                if beside is None:
+                    return GraphRuntime(prepared, keeping)
+                return FindingGraphRuntime(prepared, keeping, beside=beside)
+            except WeightsError:
+                raise  # torch would say the same
+            except Exception as error:
+                why = f"{name} cannot run {card.name} ({_in_short(error)})"
+                if self.runtime != "auto":
+                    raise error if isinstance(error, PalpateError) else PalpateError(f"{why}; choose torch") from error
+                # Whatever an engine cannot do, torch can.
+                self.notes.append(f"{why}, so something slower computes")
+        return None
+
+    def _may_be_graphs(self) -> bool:
+        """Whether an engine may compute: on the CPU, which `auto` takes where there is no CUDA device."""
+        if self.runtime == "torch" or self.device not in ("auto", "cpu"):
+            if self.runtime in get_args(EngineName):
+                raise SettingError(
+                    f"{self.runtime} runs on the CPU here, not on {self.device}; choose the runtime torch"
+                )
+            return False
+        return self.device == "cpu" or self.runtime != "auto" or not has_cuda()
+
+
+def _runtime_of(name: str) -> RuntimeName:
+    """What computes, by its name; `auto` is what the environment says."""
+    chosen = os.environ.get("PALPATE_RUNTIME", "auto") if name == "auto" else name
+    if chosen not in get_args(RuntimeName):
+        where = " (it is in PALPATE_RUNTIME)" if name == "auto" else ""
+        raise SettingError(f"there is no runtime {chosen!r}{where}; choose {', '.join(get_args(RuntimeName))}")
+    return cast("RuntimeName", chosen)
+
+
+def _adapter_card(path: Path) -> AdapterCard:
+    from palpate.models.adapters import read_card
+
+    return read_card(path)
+
+
+def _in_short(error: Exception) -> str:
+    """What went wrong, without the traces that engines print around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200].rstrip(".")
 
 
 def _finding(
-    path: Path, *, model: str | None, device: torch.device, weights: Path | None, cache: EmbeddingCache | None
+    path: Path, choice: _Choice, *, model: str | None, weights: Path | None, cache: EmbeddingCache | None
 ) -> Session:
     """A session on learned prompts and their base model."""
-    from palpate.inference.runtimes.torch import FindingTorchRuntime
-    from palpate.models import weights as checkpoints
     from palpate.models.learned import read_card
 
     card = read_card(path)
     if model not in (None, card.base):
         raise SettingError(f"{path} was learned on {card.base}, not on {model}; give --model {card.base}, or none")
-    loaded = checkpoints.load_learned(path, weights=weights, device=device)
-    assert loaded.finder is not None
-    runtime = FindingTorchRuntime(
-        loaded.model,
-        f"{card.base} + {card.name}",
-        loaded.weights_hash,
-        loaded.encoder_hash,
-        loaded.prompts,
-        device,
-        loaded.finder,
-        card.classes,
-    )
+
+    def on_torch() -> FindingTorchRuntime:
+        from palpate.inference.runtimes.torch import FindingTorchRuntime, choose_device
+        from palpate.models import weights as checkpoints
+
+        device = choose_device(choice.device)
+        loaded = checkpoints.load_learned(path, weights=weights, device=device)
+        assert loaded.finder is not None
+        return FindingTorchRuntime(
+            loaded.model,
+            f"{card.base} + {card.name}",
+            loaded.weights_hash,
+            loaded.encoder_hash,
+            loaded.prompts,
+            device,
+            choice.precision,
+            finder=loaded.finder,
+            classes=card.classes,
+        )
+
+    ready = choice.on_graphs(catalogue.card(card.base), weights=weights, learned=path, beside=on_torch) or on_torch()
     intensity = parse_intensity(card.intensity) if card.intensity else None
-    return Session(runtime, cache=cache, intensity=intensity, modality=card.modality or None)
+    modality = card.modality or None
+    return Session(ready, cache=cache, intensity=intensity, modality=modality, notes=choice.notes)
 
 
 def _trained_with(made: AdapterCard) -> Intensity | None:

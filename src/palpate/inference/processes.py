@@ -1,4 +1,8 @@
-"""Processes that do as they should: quick from the start, deaf to Ctrl-C, and gone when nobody needs them."""
+"""Processes that do as they should: quick from the start, deaf to Ctrl-C, and gone when nobody needs them.
+
+What they compute does not depend on how many they are: each uses one thread, for sums in another order would change the
+last digits, and with them, now and then, a pixel.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+Thing = TypeVar("Thing")
 
 
 def leads() -> bool:
@@ -32,6 +39,18 @@ def serve_parent() -> None:
             os._exit(1)  # it was killed: nobody is left to work for
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def ended_tidily() -> Generator[None]:
+    """For a worker's job that writes files: told to end, the process removes what is half written before it goes."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        os._exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 _KEPT = {"MALLOC_MMAP_THRESHOLD_": (-3, 2**30), "MALLOC_TRIM_THRESHOLD_": (-1, 2**30), "MALLOC_TOP_PAD_": (-2, 2**28)}
@@ -94,3 +113,38 @@ def worker_pool(workers: int) -> Generator[ProcessPoolExecutor]:
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Networks compute with one thread in this block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Mine(threading.local):
+    """The last thing that a thread made, and by what it is known."""
+
+    key: object = None
+    thing: Any = None
+
+
+_mine = _Mine()
+
+
+def kept_by_thread(key: object, make: Callable[[], Thing]) -> Thing:
+    """What this thread made for an equal key the last time; else it is made now, and the former let go.
+
+    For sessions of workers: they take long to load, and threads do not share one, because it has one image at a time.
+    """
+    if _mine.thing is None or _mine.key != key:
+        _mine.key = _mine.thing = None  # two networks at once may be too much
+        _mine.thing = make()
+        _mine.key = key
+    return _mine.thing

@@ -14,7 +14,6 @@ from palpate.errors import OutputError
 from palpate.images.formats import Mask, suffix_of, write_mask
 from palpate.images.geometry import Geometry
 from palpate.images.slices import slice_first
-from palpate.prompts.file import target_to_json
 from palpate.prompts.types import Target
 
 IntensityOrigin = Literal["given", "card", "image"]
@@ -119,6 +118,8 @@ class Segmentation:
 
     def record(self) -> dict[str, Any]:
         """Everything but the pixels, ready for JSON. `objects` can be given to `--prompts` to make the mask again."""
+        from palpate.prompts.file import target_to_json  # slow to import: it needs pydantic
+
         source = self.geometry.source
         return {
             "version": 1,

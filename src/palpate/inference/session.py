@@ -32,7 +32,6 @@ from palpate.inference.finding import (
     painted,
 )
 from palpate.inference.painting import Overlap, paint, score
-from palpate.inference.preview_tiles import preview_of
 from palpate.inference.propagation import SliceMask, Track, doubtful_slices, propagate
 from palpate.inference.runtimes import FindingRuntime, Runtime
 from palpate.inference.segmentation import IntensityOrigin, Provenance, Segmentation, SegmentedObject
@@ -96,8 +95,11 @@ class Session:
         cache: EmbeddingCache | None = None,
         intensity: Intensity | None = None,
         modality: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.runtime = runtime
+        self.notes = tuple(notes)
+        """What every result says as well: why it is not the runtime that was to be expected, say."""
         self._cache = cache
         self._intensity = intensity
         self._modality = modality
@@ -244,7 +246,7 @@ class Session:
             objects=_objects(targets, tracks, voxels, scene),
             geometry=scene.image.geometry,
             provenance=self._provenance(scene, overlap, until_end=until_end),
-            notes=tuple(notes),
+            notes=(*self.notes, *notes),
         )
 
     def find(
@@ -435,7 +437,7 @@ class Session:
             objects=tuple(objects),
             geometry=scene.image.geometry,
             provenance=replace(made, mode=mode),
-            notes=tuple(notes),
+            notes=(*self.notes, *notes),
         )
 
     def preview(self, segmentation: Segmentation) -> Picture.Image:
@@ -446,6 +448,8 @@ class Session:
         Raises:
             PromptError: it does not, or no image is set.
         """
+        from palpate.inference.preview_tiles import preview_of  # slow to import: it needs SciPy
+
         scene = self._ready()
         if segmentation.geometry.shape != scene.image.shape or segmentation.provenance.axis != scene.axis:
             raise PromptError(

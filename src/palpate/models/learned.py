@@ -211,18 +211,37 @@ class Finder(nn.Module):
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(items), at_once):
             some = range(start, min(start + at_once, len(items)))
-            sparse, dense = self._embedded(
-                None if learned is None else learned.at(some), None if drawn is None else _some(drawn, some)
-            )
             places = items.at(some).image_index
-            parts.append(self._answer(features[places], [level[places] for level in levels], sparse, dense))
-        logits, ious, objects = (torch.cat(each) for each in zip(*parts, strict=True))
+            parts.append(
+                self(
+                    features[places],
+                    [level[places] for level in levels],
+                    learned=None if learned is None else learned.at(some),
+                    drawn=None if drawn is None else _some(drawn, some),
+                )
+            )
+        return Found(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+    def forward(
+        self,
+        features: Float[Tensor, "item channel row column"],
+        levels: Sequence[Tensor],
+        *,
+        learned: LearnedPrompts | None = None,
+        drawn: PromptBatch | None = None,
+    ) -> tuple[Float[Tensor, "item mask_row mask_column"], Float[Tensor, " item"], Float[Tensor, " item"]]:
+        """Logits, predicted IoU and object logit of each item, given the embedding of the image it is looked for on.
+
+        The plain computation, for export: nothing is checked and everything is computed at once. Use `answered`.
+        """
+        sparse, dense = self._embedded(learned, drawn)
+        logits, ious, objects = self._answer(features, levels, sparse, dense)
         if learned is not None and not self.training:
             if isinstance(self.predictor, Localiser):
                 # The map knows best whether there is anything; the head learns from what the decoder sees, without it.
                 objects = (objects + learned.mask_logits.flatten(1).amax(dim=1)) / 2
             objects = objects - self.presumed
-        return Found(logits, ious, objects)
+        return logits, ious, objects
 
     def _embedded(
         self, learned: LearnedPrompts | None, drawn: PromptBatch | None

@@ -118,15 +118,22 @@ class Localiser(nn.Module):
     ) -> LearnedPrompts:
         """What maps say of each item: the box (unless others are given), the class's tokens, and the map as a coarse
         mask."""
-        own = maps[items.image_index, items.class_index][:, None]
-        if self.mask_scale != 1:
-            own = interpolate(own, scale_factor=self.mask_scale, mode="bilinear", align_corners=False)
+        own = self.coarse_masks(maps, items)
         return LearnedPrompts(
             boxes=peak_boxes(own) if boxes is None else boxes,
             tokens=self.class_tokens[items.class_index],
             mask_logits=own,
             marks=self.marks[items.class_index],
         )
+
+    def coarse_masks(
+        self, maps: Float[Tensor, "image a_class row column"], items: Items
+    ) -> Float[Tensor, "item 1 mask_row mask_column"]:
+        """Each item's own map, as fine as mask prompts are."""
+        own = maps[items.image_index, items.class_index][:, None]
+        if self.mask_scale == 1:
+            return own
+        return interpolate(own, scale_factor=self.mask_scale, mode="bilinear", align_corners=False)
 
 
 class _Residual(nn.Module):

@@ -200,17 +200,18 @@ class PromptPredictor(nn.Module):
 
         `linear` does not look at the levels.
         """
-        channels = features.shape[1]
+        channels = int(features.shape[1])  # in a graph that is traced extents are tensors; these stay as they are
         tokens = self.queries[items.class_index]
-        positions = sine_1d(tokens.shape[1], channels).to(tokens)[None].expand_as(tokens)
+        positions = sine_1d(int(tokens.shape[1]), channels).to(tokens)[None].expand_as(tokens)
         # The dense tokens start as the embedding of "no mask" and carry what a level has found to the next, finer one.
         wide = (features, *levels) if self.variant == "high-res" else (features,)
         if len(wide) != len(self.blocks):
             raise SettingError(f"{self.variant} looks at {len(self.blocks) - 1} levels, got {len(wide) - 1}")
-        cells = dense.reshape(1, channels, 1, 1).expand(len(tokens), -1, *features.shape[-2:])
+        count = tokens.shape[0]  # and not len(), which a traced graph would take for a constant
+        cells = dense.reshape(1, channels, 1, 1).expand(count, -1, *features.shape[-2:])
         for i, (block, level) in enumerate(zip(self.blocks, wide, strict=True)):
             adapted = self.channel_adapters[str(i)](level) if str(i) in self.channel_adapters else level
-            rows, columns = adapted.shape[-2:]
+            rows, columns = (int(extent) for extent in adapted.shape[-2:])
             here = adapted[items.image_index]
             if self.variant == "high-res":
                 here = here + interpolate(cells, (rows, columns), mode="nearest")

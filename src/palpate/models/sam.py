@@ -29,6 +29,7 @@ from transformers.models.sam.configuration_sam import (
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamTwoWayAttentionBlock
 
 from palpate.errors import ImageError
+from palpate.models.folded import attended
 from palpate.models.prompt_tensors import prompt_tensors
 from palpate.models.promptable import Array, ImageEmbedding, MaskPrediction, PromptBatch
 
@@ -196,7 +197,7 @@ class SamPromptDecoder(nn.Module):
 
     def answer(
         self,
-        features: Float[Tensor, "object channel row column"],
+        features: Float[Tensor, "any_image channel row column"],
         sparse: Float[Tensor, "object prompt_token channel"] | None,
         dense: Float[Tensor, "any_object channel row column"],
         *,
@@ -204,6 +205,7 @@ class SamPromptDecoder(nn.Module):
         multimask_output: bool = False,
         first: Float[Tensor, "1 channel"] | None = None,
         every_mask: bool = False,
+        tokens_first: bool = False,
     ) -> tuple[
         Float[Tensor, "object mask mask_row mask_column"],
         Float[Tensor, "object mask"],
@@ -212,11 +214,19 @@ class SamPromptDecoder(nn.Module):
         """Logits and predicted IoU from embedded prompts, and what became of the token `first`, if there is one.
 
         That token stands before all others and asks for something of its own (whether there is an object at all, as
-        in SAM 2). With `every_mask` the answer is the single mask and the three candidates after it.
+        in SAM 2). With `every_mask` the answer is the single mask and the three candidates after it. With
+        `tokens_first` sums are taken in a cheaper order (`palpate.models.folded`), and `features`, `dense` and `levels`
+        may be given once for all objects.
         """
         with torch.autocast(features.device.type, enabled=False):
             positions = self.grid_positions()
-        tokens, cells = self._attended(features + dense, sparse, positions, first)
+        if tokens_first and sparse is not None:
+            together = torch.cat([self._own_tokens(first).expand(sparse.shape[0], -1, -1), sparse], dim=1)
+            placed = positions.flatten(2).transpose(1, 2)
+            cells = (features + dense).flatten(2).transpose(1, 2)
+            tokens, cells = attended(self.mask_decoder.transformer, together, cells, placed)
+        else:
+            tokens, cells = self._attended(features + dense, sparse, positions, first)
         own, tokens = (None, tokens) if first is None else (tokens[:, 0], tokens[:, 1:])
         wanted = slice(None) if every_mask else slice(1, None) if multimask_output else slice(0, 1)
         logits = self._masks(cells, tokens[:, 1 : 1 + self.mask_decoder.num_mask_tokens][:, wanted], wanted, levels)
@@ -230,13 +240,11 @@ class SamPromptDecoder(nn.Module):
         first: Float[Tensor, "1 channel"] | None,
     ) -> tuple[Float[Tensor, "object token channel"], Float[Tensor, "object cell channel"]]:
         """What the two-way transformer makes of the tokens (IoU, masks, prompts) and of the image's cells."""
-        decoder = self.mask_decoder
-        own = torch.cat([*([] if first is None else [first]), decoder.iou_token.weight, decoder.mask_tokens.weight])
         objects = features.shape[0]  # and not len(), which a traced graph would take for a constant
-        tokens = own[None].expand(objects, -1, -1)
+        tokens = self._own_tokens(first).expand(objects, -1, -1)
         if sparse is not None:  # a mask prompt alone is no token
-            tokens = torch.cat([tokens, sparse.to(own.dtype)], dim=1)
-        tokens, cells = decoder.transformer(
+            tokens = torch.cat([tokens, sparse.to(tokens.dtype)], dim=1)
+        tokens, cells = self.mask_decoder.transformer(
             point_embeddings=tokens[:, None],
             image_embeddings=features,
             image_positional_embeddings=positions.expand(objects, -1, -1, -1),
@@ -244,6 +252,12 @@ class SamPromptDecoder(nn.Module):
             target_embedding=None,
         )
         return tokens[:, 0], cells[:, 0]
+
+    def _own_tokens(self, first: Float[Tensor, "1 channel"] | None) -> Float[Tensor, "1 token channel"]:
+        """The model's own tokens, which stand before those of the prompts."""
+        decoder = self.mask_decoder
+        own = [decoder.iou_token.weight, decoder.mask_tokens.weight]
+        return torch.cat(own if first is None else [first, *own])[None]
 
     def _masks(
         self,
@@ -259,7 +273,7 @@ class SamPromptDecoder(nn.Module):
         are until the logits, one number each, are put in order. Same weights and same sums, without moving 32 maps of
         the mask's size about, forward and back.
         """
-        decoder, objects, side = self.mask_decoder, cells.shape[0], self.grid_size
+        decoder, side = self.mask_decoder, self.grid_size
         norm = decoder.upscale_layer_norm
         parts = _in_four(cells, decoder.upscale_conv1)
         parts = gelu(layer_norm(parts, (parts.shape[-1],), norm.weight, norm.bias, norm.eps))
@@ -267,9 +281,9 @@ class SamPromptDecoder(nn.Module):
         networks = list(decoder.output_hypernetworks_mlps)[wanted]
         weights = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], dim=-1)
         logits = parts.flatten(1, -2) @ weights.to(parts.dtype)
-        logits = logits.view(objects, side, side, 2, 2, 2, 2, len(networks))
+        logits = logits.view(-1, side, side, 2, 2, 2, 2, len(networks))
         # object, row, column, half row, half column, quarter row, quarter column, mask
-        return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(objects, len(networks), 4 * side, 4 * side)
+        return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(-1, len(networks), 4 * side, 4 * side)
 
     def grid_positions(self) -> Float[Tensor, "1 channel row column"]:
         """The position code of each cell of the image embedding, taken at the cell's centre."""

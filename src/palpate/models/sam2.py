@@ -59,6 +59,9 @@ OBJECTS_AT_ONCE_ON_CPU = 1
 GRID_STRIDE = 16
 """Pixels of the canvas to a cell of the image embedding, in each direction."""
 
+PATCH = 4
+"""Pixels of the canvas to a patch, the first thing that the image encoder makes of it, in each direction."""
+
 STABILITY_DELTA, STABILITY_THRESHOLD = 0.05, 0.98
 """A mask is stable if its area at logits above +delta is at least this share of that above -delta."""
 
@@ -153,6 +156,9 @@ class Sam2PromptDecoder(nn.Module):
     its area by more than 2 %. It is never done where gradients flow, as SAM 2 does not do it in training.
     """
 
+    levels_read = 2
+    """How many of an embedding's levels masks are made from."""
+
     def __init__(
         self,
         *,
@@ -205,7 +211,7 @@ class Sam2PromptDecoder(nn.Module):
             ImageError: the embedding lacks its two fine levels: another model made it.
         """
         features, *levels = (torch.as_tensor(part).to(self.no_mask) for part in (embedding.features, *embedding.levels))
-        if len(levels) != 2:
+        if len(levels) != self.levels_read:
             raise ImageError(f"SAM 2 reads an embedding with two fine levels, got {len(levels)}; encode it with SAM 2")
         asked = prompt_tensors(prompts, images=len(embedding), mask_size=4 * self.grid_size, device=features.device)
 
@@ -282,17 +288,21 @@ class Sam2PromptDecoder(nn.Module):
         *,
         levels: tuple[Float[Tensor, "object channel1 row1 column1"], Float[Tensor, "object channel0 row0 column0"]],
         multimask_output: bool = False,
+        every_mask: bool = False,
         object_head: Callable[[Tensor], Float[Tensor, " object"]] | None = None,
     ) -> tuple[
         Float[Tensor, "object mask mask_row mask_column"], Float[Tensor, "object mask"], Float[Tensor, " object"]
     ]:
         """Logits, predicted IoU and object logits from embedded prompts, a person's or learned ones.
 
-        `object_head` makes object logits of the object tokens in the place of the decoder's own.
+        With `every_mask` the answer is the one mask (the best of the three in its place where it is not stable) and the
+        three candidates after it. `object_head` makes object logits of the object tokens in the place of the decoder's
+        own.
         """
         decoder = self.mask_decoder
         own = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = own[None].expand(len(features), -1, -1)
+        objects = features.shape[0]  # and not len(), which a traced graph would take for a constant
+        tokens = own[None].expand(objects, -1, -1)
         if sparse is not None:  # a mask prompt alone is no token
             tokens = torch.cat([tokens, sparse.to(own.dtype)], dim=1)
         with torch.autocast(features.device.type, enabled=False):
@@ -300,17 +310,18 @@ class Sam2PromptDecoder(nn.Module):
         tokens, cells = decoder.transformer(
             point_embeddings=tokens[:, None],
             image_embeddings=features + dense,
-            image_positional_embeddings=positions.expand(len(features), -1, -1, -1),
+            image_positional_embeddings=positions.expand(objects, -1, -1, -1),
             attention_similarity=None,
         )
         tokens, cells = tokens[:, 0], cells[:, 0].transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
-        wanted, fall_back = slice(0, 1), self.dynamic_multimask and not tokens.requires_grad
-        if multimask_output or fall_back:
-            wanted = slice(int(multimask_output), None)
+        fall_back = self.dynamic_multimask and not tokens.requires_grad and not multimask_output
+        wanted = slice(None) if every_mask or fall_back else slice(1, None) if multimask_output else slice(0, 1)
         logits = self._masks(cells, levels, tokens[:, 2 : 2 + decoder.num_mask_tokens][:, wanted], wanted)
         ious = decoder.iou_prediction_head(tokens[:, 1])[:, wanted]
-        if fall_back and not multimask_output:
-            logits, ious = _first_or_best(logits, ious)
+        if fall_back:
+            first, first_iou = _first_or_best(logits, ious)
+            logits = torch.cat([first, logits[:, 1:]], dim=1) if every_mask else first
+            ious = torch.cat([first_iou, ious[:, 1:]], dim=1) if every_mask else first_iou
         if object_head is not None:
             return logits, ious, object_head(tokens[:, 0])
         return logits, ious, decoder.pred_obj_score_head(tokens[:, 0])[:, 0]
@@ -348,8 +359,8 @@ def _first_or_best(
     outer = (single > -STABILITY_DELTA).sum(1).float()
     stable = torch.where(outer > 0, inner / outer, 1.0) >= STABILITY_THRESHOLD  # an empty mask is stable
     chosen = torch.where(stable, 0, ious[:, 1:].argmax(1) + 1)
-    each = torch.arange(len(chosen), device=chosen.device)
-    return logits[each, chosen][:, None], ious[each, chosen][:, None]
+    mask = chosen[:, None, None, None].expand(-1, 1, *logits.shape[2:])
+    return logits.gather(1, mask), ious.gather(1, chosen[:, None])
 
 
 class SAM2(nn.Module):
@@ -382,7 +393,9 @@ class SAM2(nn.Module):
         Raises:
             ImageError: any other shape; the decoder knows the positions of one grid only.
         """
-        canvas = torch.as_tensor(canvas).to(self.prompt_decoder.no_mask)
+        # As a tensor only where it is none: in a graph that is traced it would become a constant.
+        canvas = canvas if isinstance(canvas, Tensor) else torch.as_tensor(canvas)
+        canvas = canvas.to(self.prompt_decoder.no_mask)
         size = self.prompt_decoder.canvas_size
         if canvas.ndim != 4 or canvas.shape[1:] != (3, size, size):
             raise ImageError(

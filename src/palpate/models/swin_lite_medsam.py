@@ -29,23 +29,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 from transformers.models.sam.modeling_sam import SamLayerNorm
 
+from palpate.models.derived import FromBox
 from palpate.models.frame import Frame
 from palpate.models.lite_medsam import HEAD_CHANNELS, ConvNorm, Maps, Mlp, PatchEmbed, TinyViT
 from palpate.models.prompt_tensors import PromptTensors, prompt_tensors
 from palpate.models.promptable import Array, ImageEmbedding, MaskPrediction, PromptBatch
 from palpate.models.sam import SamPromptDecoder, from_segment_anything, renamed, to_segment_anything
-from palpate.prompts.from_box import derived_prompts
 
 EncoderName = Literal["swin", "tinyvit", "half", "small", "mini"]
 """Which encoder stands in front of the decoder: the authors', LiteMedSAM's, the same at half size, or one of palpate's
@@ -293,19 +291,6 @@ def _upscaling(inputs: int, between: int, outputs: int) -> nn.Sequential:
 # --- The model --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FromBox:
-    """What is made from a box that comes alone: four points, a scribble, or both; see `palpate.prompts.from_box`.
-
-    They are drawn at random, from `seed` and the box: the same box on the same image gives the same mask, whatever
-    else is asked.
-    """
-
-    points: bool = True
-    scribble: bool = True
-    seed: int = 0
-
-
 class SwinLiteMedSAM(nn.Module):
     """A `PromptableModel`: a Swin (or a TinyViT) encodes, and a decoder with skip connections answers.
 
@@ -396,29 +381,9 @@ class SwinLiteMedSAM(nn.Module):
 
     def _completed(self, embedding: ImageEmbedding, asked: PromptTensors) -> PromptBatch:
         """The prompts with those that are made from boxes."""
-        points, labels, masks = asked.points, asked.point_labels, asked.masks
-        wants_points, wants_scribble = points is None and self.from_box.points, masks is None and self.from_box.scribble
-        if asked.boxes is not None and len(asked.boxes) and (wants_points or wants_scribble):
-            inside = (torch.as_tensor(embedding.levels[-1]) > 0)[:, 0].cpu().numpy()
-            images, corners = asked.image_index.cpu().numpy(), asked.boxes.cpu().numpy()
-            made = [self._made(inside[image], box) for image, box in zip(images, corners, strict=True)]
-            if wants_points:
-                points = torch.from_numpy(np.stack([each for each, _ in made])).to(asked.boxes)
-                labels = torch.ones(points.shape[:2], dtype=torch.long, device=points.device)
-            if wants_scribble:
-                masks = torch.from_numpy(np.stack([each for _, each in made])).to(asked.boxes)[:, None]
-        elif asked.boxes is None and masks is None and points is not None and self.from_box.scribble:
-            # In training no scribble was a black picture, which the network does not take for none.
-            side = 4 * self.prompt_decoder.grid_size
-            masks = points.new_zeros((len(points), 1, side, side))
-        return PromptBatch(asked.image_index, asked.boxes, points, labels, masks)
-
-    def _made(
-        self, inside: Bool[np.ndarray, "row column"], box: Float32[np.ndarray, "4"]
-    ) -> tuple[Float32[np.ndarray, "4 2"], Bool[np.ndarray, "row column"]]:
-        box = box + np.float32(0)  # of a corner at 0 the sign must not count
-        rng = np.random.default_rng([self.from_box.seed, *box.view(np.uint32).tolist()])
-        return derived_prompts(inside, box, rng=rng)
+        inside = (torch.as_tensor(embedding.levels[-1]) > 0)[:, 0].cpu().numpy()
+        parts = (None if part is None else part.cpu().numpy() for part in asked)
+        return self.from_box.completed(PromptBatch(*parts), inside)
 
 
 # --- Names ------------------------------------------------------------------------------------------------------------

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from palpate.datasets.case import Case
 from palpate.errors import DatasetError, PalpateError
+from palpate.inference.cluster import Like, Lost, Tell, for_elsewhere, on_cluster
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.loading import load
-from palpate.inference.processes import quick_memory, serve_parent
+from palpate.inference.processes import kept_by_thread, one_thread, quick_memory, serve_parent
 from palpate.inference.runtimes import Runtime
 from palpate.training.scenes import Scene, Views, sights_of
 
@@ -92,11 +93,23 @@ class Order:
     slices_per_volume: int | None = None
     intensity: str | None = None
 
-    def carry_out(self, case: Case) -> tuple[int, int]:
+    def load(self) -> Runtime:
+        """What encodes.
+
+        Raises:
+            ModelError, SettingError: see `palpate.load`.
+        """
+        return load(self.model, weights=self.weights, device=self.device).runtime
+
+    def absolute(self) -> Order:
+        """The same for a process that starts in another folder."""
+        return Order(**{one.name: for_elsewhere(getattr(self, one.name)) for one in fields(self)})
+
+    def carry_out(self, case: Case, runtime: Runtime) -> tuple[int, int]:
         """Encode what is missing of one case: scenes in all, and how many of them were encoded."""
         done = embed(
             [case],
-            _runtime(self.model, self.weights, self.device),
+            runtime,
             EmbeddingCache(self.folder, max_bytes=self.max_bytes),
             views=self.views,
             slices_per_volume=self.slices_per_volume,
@@ -106,19 +119,30 @@ class Order:
 
 
 def embed_many(
-    cases: Sequence[Case], order: Order, *, workers: int = 1, progress: Progress | None = None
+    cases: Sequence[Case],
+    order: Order,
+    *,
+    workers: int = 1,
+    dask: str | None = None,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> tuple[int, int]:
     """Fill a cache by several processes of one thread each: scenes in all, and how many of them were encoded.
 
-    Interrupted, each process has lost at most the scene it was encoding.
+    They are `workers` of this machine, or those of the dask cluster at address `dask`, who must see the same paths;
+    `tell` is told of those that end. Interrupted, each process has lost at most the scene it was encoding.
 
     Raises:
         DatasetError: a case cannot be read; the message names it.
         ModelError, SettingError: see `palpate.load`.
         OutputError: the cache cannot be written.
+        PalpateError: processes ended, or the cluster did; see `palpate.inference.cluster`.
     """
     scenes = encoded = 0
-    answers = _here(cases, order) if workers == 1 else _in_processes(cases, order, workers)
+    if dask is not None:
+        answers = _on_cluster(dask, cases, order, tell)
+    else:
+        answers = _here(cases, order) if workers == 1 else _in_processes(cases, order, workers)
     for done, (some, new) in enumerate(answers, start=1):
         scenes, encoded = scenes + some, encoded + new
         if progress is not None:
@@ -129,15 +153,36 @@ def embed_many(
 
 
 def _here(cases: Sequence[Case], order: Order) -> Iterator[tuple[int, int]]:
-    import torch
+    with one_thread():
+        runtime = order.load()
+        for case in cases:
+            yield order.carry_out(case, runtime)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+
+def _on_cluster(address: str, cases: Sequence[Case], order: Order, tell: Tell | None) -> Iterator[tuple[int, int]]:
+    work = partial(_on_worker, order=order.absolute(), like=Like.of(order.load()))
+    names = [f"{case.dataset}/{case.name}" for case in cases]
+    with on_cluster(address, work, [case.resolved() for case in cases], names=names, tell=tell) as answers:
+        for number, answer in answers:
+            if isinstance(answer, Lost):
+                raise PalpateError(f"{names[number]}: {answer.reason}; what was encoded is kept")
+            if isinstance(answer, str):
+                raise DatasetError(answer)
+            yield answer
+
+
+def _on_worker(case: Case, *, order: Order, like: Like) -> tuple[int, int] | str:
+    """What came of a case on a worker of a cluster, or what is wrong with the case."""
+    runtime = like.loaded(order, order.load, lambda made: made)
     try:
-        yield from map(order.carry_out, cases)
-    finally:
-        torch.set_num_threads(before)
-        _runtime.cache_clear()
+        with one_thread():
+            return order.carry_out(case, runtime)
+    except DatasetError as error:
+        return str(error)
+
+
+def _in_process(case: Case, order: Order) -> tuple[int, int]:
+    return order.carry_out(case, kept_by_thread(order, order.load))
 
 
 def _in_processes(cases: Sequence[Case], order: Order, workers: int) -> Iterator[tuple[int, int]]:
@@ -149,7 +194,7 @@ def _in_processes(cases: Sequence[Case], order: Order, workers: int) -> Iterator
     others = set(multiprocessing.active_children())
     with quick_memory():
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-        futures = [pool.submit(order.carry_out, case) for case in cases]
+        futures = [pool.submit(_in_process, case, order) for case in cases]
     try:
         yield from (future.result() for future in as_completed(futures))
     except BrokenProcessPool:
@@ -171,8 +216,3 @@ def _start_worker() -> None:
 
     torch.set_num_threads(1)
     serve_parent()
-
-
-@functools.cache
-def _runtime(model: str | None, weights: Path | None, device: str) -> Runtime:
-    return load(model, weights=weights, device=device).runtime

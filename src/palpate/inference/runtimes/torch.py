@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
 from palpate.errors import SettingError
+from palpate.inference.runtimes.engines import Precision, hash_in
 from palpate.models.frame import Frame
 from palpate.models.learned import Finder
 from palpate.models.prompt_predictor import Items
@@ -25,7 +27,7 @@ from palpate.models.promptable import (
 
 @dataclass(frozen=True, eq=False)
 class TorchRuntime:
-    """A torch model in evaluation mode, in single precision."""
+    """A torch model in evaluation mode. In less than float32 it is torch's autocast that decides what is rounded."""
 
     network: PromptableModel
     model: str
@@ -33,6 +35,10 @@ class TorchRuntime:
     encoder_hash: str
     prompts: PromptSupport
     device: torch.device
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder_hash", hash_in(self.precision, self.encoder_hash))
 
     @property
     def frame(self) -> Frame:
@@ -41,11 +47,11 @@ class TorchRuntime:
 
     def describe(self) -> str:
         """What computes, where and how precisely."""
-        return f"torch {torch.__version__.split('+')[0]} on {self.device}, float32"
+        return f"torch {torch.__version__.split('+')[0]} on {self.device}, {self.precision}"
 
     def encode(self, canvas: Float32[np.ndarray, "image 3 row column"]) -> ImageEmbedding:
         """Embed canvases."""
-        with torch.inference_mode(), _full_precision():
+        with torch.inference_mode(), self._exact():
             embedding = self.network.encode(torch.from_numpy(canvas).to(self.device))
         return ImageEmbedding(_array(embedding.features), tuple(_array(level) for level in embedding.levels))
 
@@ -53,7 +59,7 @@ class TorchRuntime:
         self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False
     ) -> MaskPrediction:
         """One mask an object, or the model's three candidates."""
-        with torch.inference_mode(), _full_precision():
+        with torch.inference_mode(), self._exact():
             prediction = self.network.decode(self._held(embedding), prompts, multimask_output=multimask_output)
         present = prediction.object_logits
         return MaskPrediction(
@@ -61,6 +67,15 @@ class TorchRuntime:
             _array(prediction.predicted_iou),
             None if present is None else _array(present),
         )
+
+    @contextmanager
+    def _exact(self) -> Generator[None]:
+        if self.precision == "float32":
+            with _full_precision():
+                yield
+        else:
+            with torch.autocast(self.device.type, getattr(torch, self.precision)):
+                yield
 
     def _held(self, embedding: ImageEmbedding) -> ImageEmbedding:
         return ImageEmbedding(
@@ -76,8 +91,8 @@ class TorchRuntime:
 class FindingTorchRuntime(TorchRuntime):
     """A torch model with learned prompts for some classes."""
 
-    finder: Finder
-    classes: tuple[LearnedClass, ...]
+    finder: Finder = field(kw_only=True)
+    classes: tuple[LearnedClass, ...] = field(kw_only=True)
 
     def find(
         self, embedding: ImageEmbedding, classes: Int64[np.ndarray, " item"], drawn: PromptBatch | None = None
@@ -86,7 +101,7 @@ class FindingTorchRuntime(TorchRuntime):
         logits: list[np.ndarray] = []
         ious: list[np.ndarray] = []
         objects: list[np.ndarray] = []
-        with torch.inference_mode(), _full_precision():
+        with torch.inference_mode(), self._exact():
             features, levels = self.finder.held(self._held(embedding))
             for start in range(0, len(classes), _CLASSES_AT_ONCE):
                 some = slice(start, start + _CLASSES_AT_ONCE)

@@ -1,0 +1,127 @@
+"""From a network to graphs that run without PyTorch; see `palpate.inference.prepared` for what is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palpate.errors import OutputError, PalpateError
+from palpate.inference.export import FAR, answered, graphs_of, share_apart, write_onnx
+from palpate.inference.prepared import ABOUT, Prepared, folder_of, forget_old, home, opened
+from palpate.inference.runtimes.engines import Engine
+from palpate.models import learned as learned_prompts
+from palpate.models import weights as checkpoints
+from palpate.models.adapters import read_card
+from palpate.models.catalogue import ModelCard
+from palpate.models.graphs import DecoderGraph
+from palpate.models.token_graph import TokenDecoderGraph
+
+if TYPE_CHECKING:
+    from palpate.models.weights import Loaded
+
+_OF_MASKS = ("mask", "has_mask")
+
+
+def prepare(
+    chosen: ModelCard,
+    engine: Engine,
+    *,
+    weights: Path | None = None,
+    adapter: Path | None = None,
+    learned: Path | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Prepared:
+    """Make a model ready, if it is not: write its graphs, and keep them if the engine gives PyTorch's answers.
+
+    On the model may be an `adapter`, or `learned` prompts. `tell` hears that it takes a while. Models that were used
+    longest ago make room.
+
+    Raises:
+        WeightsError: the weights are missing, changed or of another model.
+        SettingError: a model whose decoder cannot be a graph.
+        OutputError: the folder cannot be written.
+        PalpateError: the engine's answers are not PyTorch's.
+    """
+    folder = folder_of(chosen, weights=weights, added=adapter or learned)
+    if folder is not None and (there := opened(folder)) is not None:
+        return there
+    if learned is None:
+        loaded = checkpoints.load(chosen, weights=weights, adapter=adapter)
+    else:
+        loaded = checkpoints.load_learned(learned, weights=weights)
+    assert folder is not None  # every file that it is made of was read
+    if tell is not None:
+        tell(f"making {chosen.name} ready for {engine.title}, which is done once")
+    about = _about(chosen, loaded, adapter, learned)
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(prefix=".half-", dir=home()))
+    except OSError as error:
+        raise OutputError(f"cannot write {home()}: {error.strerror or error}") from error
+    try:
+        _write_all(loaded, about, half, engine)
+        half.chmod(0o755)
+        if folder.exists() and opened(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # damaged
+        if not folder.exists():
+            half.replace(folder)
+    except OSError as error:
+        if opened(folder) is None:  # else another process was quicker
+            raise OutputError(f"could not write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    forget_old()
+    found = opened(folder)
+    if found is None:
+        raise OutputError(f"what was written to {folder} cannot be read")
+    return found
+
+
+def _write_all(loaded: Loaded, about: Mapping[str, Any], folder: Path, engine: Engine) -> None:
+    """The graphs and what a session has to know, in a folder that is there."""
+    network = loaded.model
+    graphs = list(graphs_of(loaded))
+    encoder, decoder = graphs[:2]
+    is_sam = isinstance(decoder.network, DecoderGraph)
+    if is_sam:
+        inputs = {key: tensor for key, tensor in decoder.inputs.items() if key not in _OF_MASKS}
+        graphs.append(answered("tokens", TokenDecoderGraph(network), inputs, tuple(decoder.outputs)))
+    for graph in graphs:
+        path = folder / f"{graph.name}.onnx"
+        write_onnx(graph, path)
+        found = engine.open(path)({key: tensor.numpy() for key, tensor in graph.inputs.items()})
+        apart = max(share_apart(found[key], tensor.numpy()) for key, tensor in graph.outputs.items())
+        if not apart < FAR:
+            raise PalpateError(
+                f"what {engine.title} makes of {path.name} differs from PyTorch by {apart:.2g} of the largest value"
+            )
+    content = {**about, "levels": len(encoder.outputs) - 1, "no_point_after_box": not is_sam}
+    (folder / ABOUT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _about(chosen: ModelCard, loaded: Loaded, adapter: Path | None, learned: Path | None) -> dict[str, Any]:
+    """What a session has to know of a model, beside its graphs."""
+    name, classes = chosen.name, ()
+    if adapter is not None:
+        name = f"{name} + {read_card(adapter).name}"
+    elif learned is not None:
+        card = learned_prompts.read_card(learned)
+        name, classes = f"{name} + {card.name}", card.classes
+    from_box = getattr(loaded.model, "from_box", None)
+    return {
+        "name": name,
+        "weights_hash": loaded.weights_hash,
+        "encoder_hash": loaded.encoder_hash,
+        "frame": asdict(loaded.model.frame),
+        "prompts": asdict(loaded.prompts),
+        "classes": [asdict(one) for one in classes],
+        "from_box": None if from_box is None else asdict(from_box),
+    }
+
+
+__all__ = ["prepare"]

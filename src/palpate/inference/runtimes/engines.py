@@ -1,0 +1,191 @@
+"""What runs a graph: OpenVINO or ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from palpate.errors import SettingError
+
+EngineName = Literal["openvino", "onnxruntime"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+Feeds = Mapping[str, np.ndarray]
+Answer = Callable[[Feeds], dict[str, np.ndarray]]
+"""Arrays by the names of a graph's inputs in, those of its outputs out; inputs that it does not know are left out."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Something that opens ONNX files."""
+
+    @property
+    def title(self) -> str:
+        """What it is called, with its version and precision, for people."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in."""
+        ...
+
+    def open(self, path: Path) -> Answer:
+        """The graph in a file, ready to run. Whatever it raises means that the graph cannot be run."""
+        ...
+
+
+@dataclass(frozen=True)
+class OpenVINO:
+    """OpenVINO's CPU plugin. With `kept`, a folder, compiled graphs are found there again."""
+
+    precision: Precision = "float32"
+    kept: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return f"OpenVINO {_version('openvino')} on cpu, {self.precision}"
+
+    def open(self, path: Path) -> Answer:
+        """The graph in a file, compiled."""
+        import openvino
+
+        core = openvino.Core()
+        hint = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[self.precision]
+        # Told nothing, the plugin takes bfloat16 where the processor has it, and masks move.
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        if self.kept is not None:
+            settings["CACHE_DIR"] = str(self.kept)
+        if threads := _threads():
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            # Its own fusion of attention is slower than the plain operations on these graphs.
+            compiled = core.compile_model(path, "CPU", {**settings, "SNIPPETS_MODE": "DISABLE"})
+        except RuntimeError:  # the setting is not documented: another version may not have it
+            compiled = core.compile_model(path, "CPU", settings)
+        # A tensor has several names where OpenVINO left out an operation that did nothing.
+        known = set[str]().union(*(item.get_names() for item in compiled.inputs))
+        request = compiled.create_infer_request()
+
+        def run(feeds: Feeds) -> dict[str, np.ndarray]:
+            found = request.infer({key: value for key, value in feeds.items() if key in known}, share_inputs=True)
+            # A copy: the request writes its next answer to the same place.
+            return {name: np.array(found[item]) for item in compiled.outputs for name in item.get_names()}
+
+        return run
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """ONNX Runtime's CPU provider."""
+
+    precision: Precision = "float32"
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return f"ONNX Runtime {_version('onnxruntime')} on cpu, {self.precision}"
+
+    def open(self, path: Path) -> Answer:
+        """The graph in a file."""
+        import onnxruntime
+
+        options: Any = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = _threads()
+        session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        known, names = {item.name for item in session.get_inputs()}, [item.name for item in session.get_outputs()]
+
+        def run(feeds: Feeds) -> dict[str, np.ndarray]:
+            found = session.run(None, {key: value for key, value in feeds.items() if key in known})
+            return dict(zip(names, found, strict=True))
+
+        return run
+
+
+def engine(name: EngineName, *, precision: Precision = "float32", kept: Path | None = None) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        SettingError: its package is not installed, or it does not compute in that precision here.
+    """
+    if not is_installed(name):
+        raise SettingError(
+            f"{name} is not installed; install it with: pip install {name}, or leave the runtime to auto"
+        )
+    if name == "onnxruntime":
+        if precision != "float32":
+            raise SettingError(f"ONNX Runtime computes in float32 here, not in {precision}; choose openvino or torch")
+        return OnnxRuntime()
+    if precision != "float32" and precision not in precisions():
+        raise SettingError(f"this processor has no {precision}; choose float32")
+    return OpenVINO(precision, kept)
+
+
+def is_installed(name: EngineName) -> bool:
+    """Whether the engine's package is there; nothing is imported."""
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def precisions() -> tuple[Precision, ...]:
+    """What OpenVINO can compute in on this processor."""
+    import openvino
+
+    able: list[str] = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    names: dict[str, Precision] = {"FP32": "float32", "BF16": "bfloat16", "FP16": "float16"}
+    return tuple(precision for name, precision in names.items() if name in able)
+
+
+def hash_in(precision: Precision, encoder_hash: str) -> str:
+    """What an encoder's hash becomes in a lower precision: its embeddings are others, and must not be mixed."""
+    if precision == "float32":
+        return encoder_hash
+    return hashlib.sha256(f"{encoder_hash} {precision}".encode()).hexdigest()
+
+
+def has_cuda() -> bool:
+    """Whether the NVIDIA driver is here and knows a device; torch, which would know, is not imported."""
+    name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    try:
+        driver, count = ctypes.CDLL(name), ctypes.c_int()
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):
+        return False
+
+
+def _threads() -> int:
+    """How many threads the user allows; 0 leaves it to the engine."""
+    with suppress(ValueError):
+        return max(0, int(os.environ.get("OMP_NUM_THREADS", "0")))
+    return 0
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+__all__ = [
+    "Answer",
+    "Engine",
+    "EngineName",
+    "Feeds",
+    "OnnxRuntime",
+    "OpenVINO",
+    "Precision",
+    "engine",
+    "has_cuda",
+    "hash_in",
+    "is_installed",
+    "precisions",
+]
