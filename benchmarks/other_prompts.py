@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true")
     options = parser.parse_args()
 
-    session = palpate.load(options.model)
+    session = palpate.load(options.model, runtime="torch")
     if options.raw:
         every = PromptSupport(trained=("box",), accepted=("points", "scribble", "mask"))
         session = Session(replace(session.runtime, prompts=every))

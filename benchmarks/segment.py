@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--overlays", type=Path, help="a folder for previews of the best, median and worst image")
     options = parser.parse_args()
 
-    session = palpate.load(options.model)
+    session = palpate.load(options.model, runtime="torch")
     cases = list(_cases(options.data, options.split, options.only, options.limit))
     rows: list[dict[str, object]] = []
     for case in track(cases, description="segmenting"):

@@ -100,7 +100,9 @@ def write(data: Path, out: Path, *, cache: Path | None = None) -> int | None:
         for column in ("image", "label"):
             row[column] = str((data / row[column]).resolve())
     found = 0
-    session = palpate.load("lite-medsam", device="cpu", cache=None if cache is None else EmbeddingCache(cache))
+    session = palpate.load(
+        "lite-medsam", device="cpu", runtime="torch", cache=None if cache is None else EmbeddingCache(cache)
+    )
     encoder = weights.load("lite-medsam").encoder_hash
     recipe = DataRecipe(
         path=str(data), only={"redistributable_weights": "yes"}, slices_per_volume=3, cases_per_dataset=30

@@ -131,7 +131,7 @@ def do(job: Job, given: Settings) -> str:
 
 def _released(cache: Path) -> Session:
     """The released network with every prompt given to it as it is, without palpate's search for a box."""
-    session = palpate.load("lite-medsam", device="cpu", cache=EmbeddingCache(cache))
+    session = palpate.load("lite-medsam", device="cpu", runtime="torch", cache=EmbeddingCache(cache))
     raw = PromptSupport(trained=("box",), accepted=("points",))
     return Session(replace(session.runtime, prompts=raw), cache=EmbeddingCache(cache))
 

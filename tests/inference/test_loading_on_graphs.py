@@ -1,10 +1,13 @@
 """`palpate.load` on runtimes without PyTorch: real OpenVINO and ONNX Runtime on tiny networks, beside PyTorch."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from torch import nn
 
 import palpate
 import tiny_sam2
-from palpate.errors import PalpateError, SettingError, WeightsError
+from palpate.errors import PalpateError, PromptError, SettingError, WeightsError
 from palpate.inference import prepared, preparing
 from palpate.inference.runtimes import engines
 from palpate.inference.runtimes.engines import OpenVINO
@@ -121,7 +124,8 @@ def test_every_kind_and_number_of_prompts_is_answered_as_by_torch(name: str, rng
     graph, exact = (palpate.load(name, runtime=runtime).runtime for runtime in ("openvino", "torch"))
     assert isinstance(graph, GraphRuntime)
     assert (graph.model, graph.frame, graph.prompts) == (exact.model, exact.frame, exact.prompts)
-    assert (graph.weights_hash, graph.encoder_hash) == (exact.weights_hash, exact.encoder_hash)
+    assert graph.weights_hash == exact.weights_hash
+    assert graph.encoder_hash != exact.encoder_hash  # embeddings of the one are not taken for those of the other
     canvas = graph.frame.canvas(np.asarray(IMAGE.array))[None]
     embedding, wanted = graph.encode(canvas), exact.encode(canvas)
     assert len(embedding.levels) == len(wanted.levels)
@@ -153,6 +157,51 @@ def test_objects_on_several_images_keep_their_order(rng: np.random.Generator) ->
     none = replace(asked, image_index=asked.image_index[:0], boxes=asked.boxes[:0])
     assert graph.decode(embedding, none).logits.shape == exact.decode(embedding, none).logits.shape == (0, 1, 64, 64)
     assert graph.decode(embedding, none, multimask_output=True).predicted_iou.shape == (0, 3)
+
+
+@pytest.mark.usefixtures("catalog_of_prepared")
+def test_several_threads_may_ask_one_runtime(rng: np.random.Generator) -> None:
+    graph = palpate.load("tiny", runtime="openvino").runtime
+    embeddings = [ImageEmbedding(rng.normal(size=(1, 32, 16, 16)).astype(np.float32)) for _ in range(8)]
+    asked = prompts_of("box", rng, count=2, side=64, mask_side=64)
+    alone = [graph.decode(embedding, asked).logits for embedding in embeddings]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(10):
+            together = list(threads.map(lambda one: graph.decode(one, asked).logits, embeddings))
+            np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.usefixtures("catalog_of_prepared")
+def test_a_runtime_can_be_sent_to_another_process(rng: np.random.Generator) -> None:
+    graph = palpate.load("tiny", runtime="openvino").runtime
+    there = pickle.loads(pickle.dumps(graph))
+    canvas = graph.frame.canvas(np.asarray(IMAGE.array))[None]
+    np.testing.assert_array_equal(there.encode(canvas).features, graph.encode(canvas).features)
+
+
+@pytest.mark.usefixtures("catalog_of_prepared")
+def test_prompts_that_make_no_sense_are_refused_as_by_torch(rng: np.random.Generator) -> None:
+    graph, exact = (palpate.load("tiny", runtime=runtime).runtime for runtime in ("openvino", "torch"))
+    embedding = ImageEmbedding(rng.normal(size=(1, 32, 16, 16)).astype(np.float32))
+    good = prompts_of("box+points+mask", rng, count=2, side=64, mask_side=64)
+    assert good.boxes is not None
+    wrong = (
+        replace(good, boxes=np.full_like(good.boxes, np.nan)),
+        replace(good, boxes=good.boxes[:1]),
+        replace(good, point_labels=np.full((2, 3), 7, np.float32)),
+        replace(good, point_labels=None),
+        replace(good, masks=np.zeros((2, 1, 32, 32), np.float32)),
+        replace(good, image_index=np.array([0, 1])),
+        replace(good, image_index=np.array([0, -1])),
+        PromptBatch(np.zeros(2, dtype=np.int64)),
+    )
+    for prompts in wrong:
+        messages: list[str] = []
+        for runtime in (graph, exact):
+            with pytest.raises(PromptError) as refused:
+                runtime.decode(embedding, prompts)
+            messages.append(str(refused.value).split(", got")[0])
+        assert messages[0] == messages[1]
 
 
 @pytest.mark.usefixtures("catalog_of_prepared")
@@ -230,6 +279,54 @@ class TestBeingPrepared:
         session = palpate.load("tiny", runtime="openvino")
         session.set_image(IMAGE)
         assert session.predict(BOX).mask.shape == (64, 48)
+
+    @pytest.mark.usefixtures("catalog_of_prepared")
+    def test_weights_of_ones_own_do_not_vouch_for_released_ones(self, tmp_path: Path) -> None:
+        """Own weights are taken as they are; where the released ones should be, the same file is refused."""
+        state = {n: t.clone() for n, t in safetensors.torch.load_file(stored("tiny")).items()}
+        state["mask_decoder.iou_token.weight"] += 1
+        own = tmp_path / "own.safetensors"
+        safetensors.torch.save_file(state, own)
+        palpate.load("tiny", weights=own, runtime="openvino")
+        shutil.copy(own, stored("tiny"))
+        with pytest.raises(WeightsError, match="have changed since they were published"):
+            palpate.load("tiny", runtime="openvino")
+
+    @pytest.mark.usefixtures("catalog_of_prepared")
+    def test_a_graph_that_is_gone_or_cut_short_is_made_again(self) -> None:
+        for harm in (Path.unlink, lambda path: path.write_bytes(b"onnx")):
+            folder = palpate.load("tiny", runtime="openvino").runtime.prepared.folder  # type: ignore[attr-defined]
+            harm(folder / "tokens.onnx")
+            session = palpate.load("tiny", runtime="openvino")
+            session.set_image(IMAGE)
+            assert session.predict(BOX).mask.shape == (64, 48)
+
+    @pytest.mark.usefixtures("catalog_of_prepared")
+    def test_a_graph_that_was_changed_does_not_run(self) -> None:
+        folder = palpate.load("tiny", runtime="openvino").runtime.prepared.folder  # type: ignore[attr-defined]
+        content = bytearray((folder / "encoder.onnx").read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / "encoder.onnx").write_bytes(content)
+        with pytest.raises(PalpateError, match="has changed since it was written; delete its folder"):
+            palpate.load("tiny", runtime="openvino")
+
+    @pytest.mark.usefixtures("catalog_of_prepared")
+    def test_what_goes_while_a_session_lasts_is_told(self, rng: np.random.Generator) -> None:
+        runtime = palpate.load("tiny", runtime="openvino").runtime
+        shutil.rmtree(runtime.prepared.folder)  # type: ignore[attr-defined]
+        embedding = ImageEmbedding(rng.normal(size=(1, 32, 16, 16)).astype(np.float32))
+        asked = prompts_of("box", rng, count=1, side=64, mask_side=64)
+        assert runtime.decode(embedding, asked).logits.shape == (1, 1, 64, 64)
+        with pytest.raises(PalpateError, match=r"is gone .*; run it again"):
+            runtime.decode(embedding, prompts_of("mask", rng, count=1, side=64, mask_side=64))
+
+    @pytest.mark.usefixtures("catalog")
+    def test_what_was_never_finished_goes_after_a_day(self) -> None:
+        for name, age in ((".half-old", 2 * 24 * 3600), (".half-new", 60)):
+            (prepared.home() / name).mkdir(parents=True)
+            os.utime(prepared.home() / name, (time.time() - age,) * 2)
+        prepared.forget_old()
+        assert [path.name for path in prepared.home().iterdir()] == [".half-new"]
 
     @pytest.mark.usefixtures("catalog")
     def test_nothing_is_left_of_one_that_failed(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,6 +440,10 @@ def test_lower_precision_has_embeddings_of_its_own(runtime: str) -> None:
     assert exact.weights_hash == rounded.weights_hash
     assert exact.encoder_hash != rounded.encoder_hash
     assert rounded.describe().endswith("bfloat16")
+    box = prompts_of("box", np.random.default_rng(0), count=1, side=64, mask_side=64)
+    logits = rounded.decode(ImageEmbedding(np.ones((1, 32, 16, 16), np.float32)), box).logits
+    assert logits.dtype == np.float32
+    assert np.isfinite(logits).all()
     canvas = exact.frame.canvas(np.asarray(IMAGE.array))[None]
     first, second = exact.encode(canvas).features, rounded.encode(canvas).features
     apart = np.abs(first - second).max() / np.abs(first).max()

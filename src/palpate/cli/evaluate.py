@@ -74,6 +74,12 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="What `palpate learn` made: its classes are measured.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="What computes: torch, openvino, onnxruntime, or auto as in `palpate predict`.")
+    ] = "torch",
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16: what does it do to your masks?")
+    ] = "float32",
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Keep embeddings here, for runs that share an encoder.")
     ] = None,
@@ -138,7 +144,7 @@ def evaluate(
         )
         found = open_dataset(data, labels=labels, dataset=separated(dataset) or None, split=split, channel=channel)
         chosen = list(found) if cases is None else some_cases(found, most=cases, seed=seed)
-        choice = ModelChoice(model, weights, device, adapter, cache, size, auto)
+        choice = ModelChoice(model, weights, device, adapter, cache, size, auto, runtime, precision)
         with _progress(enabled=not as_json) as advance:
             run = evaluate(
                 chosen,

@@ -75,9 +75,17 @@ def predict_folder(
         entries = [Entry(image, image.resolve().name, series)]
     else:
         entries, skipped = images_in(image, leave_out=[output, *([previews] if previews else [])])
-    loading = Loading(load)
-    ready = loading()
-    helpers = None if workers is None and dask is None else Helpers(loading, workers or 1, dask, tell=note)
+    from palpate.inference.loading import load as load_session
+    from palpate.inference.runtimes.graphs import GraphRuntime
+
+    shared = workers is not None or dask is not None
+    arguments = {**load, "threads": 1} if shared else load
+    ready = load_session(**arguments, tell=note)
+    for text in ready.notes:
+        note(text)
+    # Helpers compute by what this process came to compute by, or not at all.
+    arguments = {**arguments, "runtime": ready.runtime.engine if isinstance(ready.runtime, GraphRuntime) else "torch"}
+    helpers = Helpers(Loading(arguments), workers or 1, dask, tell=note) if shared else None
     with counting("segmenting", "images", enabled=not as_json) as advance:
         result = find_in(
             ready,

@@ -50,6 +50,9 @@ class ModelChoice:
     cache: Path | None = None
     cache_bytes: int | None = None
     auto: Path | None = None
+    runtime: str = "torch"
+    """Not auto: what is measured shall not depend on what happens to be installed."""
+    precision: str = "float32"
 
     def load(self) -> Session:
         """A session on it.
@@ -59,7 +62,14 @@ class ModelChoice:
         """
         cache = None if self.cache is None else EmbeddingCache(self.cache, max_bytes=self.cache_bytes)
         return load(
-            self.name, weights=self.weights, device=self.device, adapter=self.adapter, auto=self.auto, cache=cache
+            self.name,
+            weights=self.weights,
+            device=self.device,
+            adapter=self.adapter,
+            auto=self.auto,
+            cache=cache,
+            runtime=self.runtime,
+            precision=self.precision,
         )
 
 

@@ -81,7 +81,10 @@ class Like:
         if versions:
             return versions
         if self.runtime != here.runtime:
-            return f"computes by {self.runtime}, and this machine by {here.runtime}; say which with --device"
+            return (
+                f"computes by {self.runtime}, and this machine by {here.runtime}; say which with --device or "
+                "--runtime, or install the same there"
+            )
         return (
             f"has other weights ({self.weights_hash[:12]}, here {here.weights_hash[:12]}); copy those of this machine"
         )

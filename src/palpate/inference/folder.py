@@ -157,6 +157,7 @@ def _settings(runtime: FindingRuntime, choices: Choices) -> dict[str, Any]:
     return {
         "model": runtime.model,
         "weights_hash": runtime.weights_hash,
+        "runtime": runtime.describe().partition(";")[0],
         "classes": [[one.name, one.value] for one in runtime.classes],
         **asdict(choices),
     }

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from palpate.errors import PalpateError, SettingError, WeightsError
+from palpate.errors import OutputError, PalpateError, SettingError, WeightsError
 from palpate.images.intensity import Intensity, parse_intensity
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.prepared import find
 from palpate.inference.runtimes import FindingRuntime
-from palpate.inference.runtimes.engines import EngineName, Precision, engine, has_cuda, is_installed
+from palpate.inference.runtimes.engines import EngineName, Precision, engine, has_cuda, hash_on, in_short, is_installed
 from palpate.inference.runtimes.graphs import FindingGraphRuntime, GraphRuntime
 from palpate.inference.session import Session
 from palpate.models import DEFAULT, catalogue
@@ -37,6 +37,7 @@ def load(
     cache: EmbeddingCache | None = None,
     runtime: str = "auto",
     precision: str = "float32",
+    threads: int | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Session:
     """A session on a model of the catalogue (`palpate models` lists them), or on an adapter file and its base model.
@@ -51,8 +52,9 @@ def load(
     ready when it is first used; or auto, which is the environment variable PALPATE_RUNTIME if it is set, else torch
     where there is a CUDA device, else the first of openvino, onnxruntime and torch that is installed and can run the
     model. `tell` hears when a model is being made ready, which takes a while.
-    `precision` is float32, bfloat16 or float16. The lower ones are quicker where the processor has them, and move masks
-    a little.
+    `threads` is how many openvino and onnxruntime take (default: OMP_NUM_THREADS, else their choice); torch has a
+    setting of its own. `precision` is float32, bfloat16 or float16. The lower ones are quicker where the processor has
+    them, and move masks a little.
 
     Raises:
         UnknownModel: no model of that name.
@@ -66,7 +68,7 @@ def load(
         raise SettingError(f"there is no precision {precision!r}; choose {', '.join(get_args(Precision))}")
     exact = cast("Precision", precision)
     notes: list[str] = []
-    choice = _Choice(wanted, exact, device, tell, notes)
+    choice = _Choice(wanted, exact, device, threads, tell, notes)
     if auto is not None:
         if adapter is not None:
             raise SettingError(
@@ -95,7 +97,7 @@ def load(
         torch_device = choose_device(device)
         loaded = checkpoints.load(card, weights=own, adapter=path, device=torch_device)
         name = card.name if made is None else f"{card.name} + {made.name}"
-        hashes = (loaded.weights_hash, loaded.encoder_hash)
+        hashes = (loaded.weights_hash, hash_on("torch", exact, loaded.encoder_hash))
         ready = TorchRuntime(loaded.model, name, *hashes, loaded.prompts, torch_device, exact)
     return Session(ready, cache=cache, intensity=intensity, notes=notes)
 
@@ -107,6 +109,7 @@ class _Choice:
     runtime: RuntimeName
     precision: Precision
     device: str
+    threads: int | None
     tell: Callable[[str], None] | None
     notes: list[str]
 
@@ -127,9 +130,9 @@ class _Choice:
             if self.runtime == "auto" and not is_installed(name):
                 continue
             try:
-                exact, asked = engine(name), partial(engine, name, precision=self.precision)
+                exact, asked = engine(name), partial(engine, name, precision=self.precision, threads=self.threads)
                 asked()  # before anything is made: can it?
-                prepared = find(card, weights=weights, added=adapter or learned)
+                prepared = find(card, exact.title, weights=weights, added=adapter or learned)
                 if prepared is None:
                     # It imports torch, which takes seconds.
                     from palpate.inference.preparing import prepare
@@ -139,15 +142,17 @@ class _Choice:
                 keeping = asked(kept=prepared.folder / "compiled")
                 if beside is None:
                     return GraphRuntime(prepared, keeping)
-                return FindingGraphRuntime(prepared, keeping, beside=beside)
+                return FindingGraphRuntime(prepared, keeping, beside)
             except WeightsError:
                 raise  # torch would say the same
             except Exception as error:
-                why = f"{name} cannot run {card.name} ({_in_short(error)})"
+                why = f"{name} cannot run {card.name} ({in_short(error)})"
                 if self.runtime != "auto":
                     raise error if isinstance(error, PalpateError) else PalpateError(f"{why}; choose torch") from error
                 # Whatever an engine cannot do, torch can.
                 self.notes.append(f"{why}, so something slower computes")
+                if isinstance(error, OutputError):  # no other engine could write either
+                    break
         return None
 
     def _may_be_graphs(self) -> bool:
@@ -176,12 +181,6 @@ def _adapter_card(path: Path) -> AdapterCard:
     return read_card(path)
 
 
-def _in_short(error: Exception) -> str:
-    """What went wrong, without the traces that engines print around it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:200].rstrip(".")
-
-
 def _finding(
     path: Path, choice: _Choice, *, model: str | None, weights: Path | None, cache: EmbeddingCache | None
 ) -> Session:
@@ -203,7 +202,7 @@ def _finding(
             loaded.model,
             f"{card.base} + {card.name}",
             loaded.weights_hash,
-            loaded.encoder_hash,
+            hash_on("torch", choice.precision, loaded.encoder_hash),
             loaded.prompts,
             device,
             choice.precision,

@@ -1,6 +1,6 @@
 """Models made ready for runtimes without PyTorch: their graphs, and what a session has to know of them.
 
-    PALPATE_HOME/prepared/KEY/      KEY is the SHA-256 of the files it was made of, and of palpate's networks
+    PALPATE_HOME/prepared/KEY/      KEY is the SHA-256 of the files it was made of, and of what made it
         model.json                  hashes, frame, prompts, what goes in and out
         encoder.onnx                a canvas in, an embedding out
         decoder.onnx                for masks, scribbles and all that a model does not take as tokens alone
@@ -17,13 +17,16 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from palpate.errors import PalpateError
 from palpate.models import catalogue
 from palpate.models.catalogue import ModelCard
 from palpate.models.derived import FromBox
@@ -31,9 +34,12 @@ from palpate.models.frame import Frame
 from palpate.models.promptable import LearnedClass, PromptSupport
 
 KEPT = 8
-"""How many prepared models are kept; those that were used longest ago go. Each takes some five times its weights."""
+"""How many prepared models are kept; those that were used longest ago go. Each takes some three times its weights."""
 
 ABOUT = "model.json"
+HALF = ".half-"
+"""How the names of folders begin that are being written."""
+_A_DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -48,21 +54,43 @@ class Prepared:
     prompts: PromptSupport
     levels: int
     from_box: FromBox | None
+    graphs: Mapping[str, tuple[int, str]]
+    """Size in bytes and SHA-256 of each graph's file."""
     classes: tuple[LearnedClass, ...]
     """What its `finder` looks for, where it has learned prompts."""
     no_point_after_box: bool
     """Whether a box, too, is followed by a token that says "no point" (SAM 2)."""
 
+    def graph(self, name: str) -> Path:
+        """The file of a graph, which is what was compared with PyTorch.
 
-def folder_of(chosen: ModelCard, *, weights: Path | None = None, added: Path | None = None) -> Path | None:
+        Raises:
+            PalpateError: it is gone, or was changed.
+        """
+        path = self.folder / f"{name}.onnx"
+        try:
+            with path.open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:
+            raise PalpateError(
+                f"{path} is gone ({error.strerror or error}); run it again, and it is made anew"
+            ) from error
+        if found != self.graphs[name][1]:
+            raise PalpateError(f"{path} has changed since it was written; delete its folder, and it is made anew")
+        return path
+
+
+def folder_of(chosen: ModelCard, title: str, *, weights: Path | None = None, added: Path | None = None) -> Path | None:
     """Where the model lies, or would lie, when it is prepared; None where a file that it is made of is missing.
+
+    `title` is that of the engine which it is prepared for: another one, or another version, has to be compared anew.
 
     `weights` is its checkpoint where it is not the released one; `added` is an adapter, or learned prompts.
     """
     files: list[tuple[str, Path]] = []
     base = chosen
     if weights is not None:
-        files.append(("weights", weights))
+        files.append(("own weights", weights))
     else:
         while base.made_from is not None:
             files.append(("released", base.made_from.adapter))
@@ -70,7 +98,7 @@ def folder_of(chosen: ModelCard, *, weights: Path | None = None, added: Path | N
         files.append(("weights", catalogue.stored(base.name)))
     if added is not None:
         files.append(("added", added))
-    digest = hashlib.sha256(f"{chosen.name} {_code()}".encode())
+    digest = hashlib.sha256(f"{chosen.name} {title} {_code()}".encode())
     try:
         for role, path in files:
             with path.open("rb") as opened:
@@ -85,9 +113,9 @@ def home() -> Path:
     return catalogue.home() / "prepared"
 
 
-def find(chosen: ModelCard, *, weights: Path | None = None, added: Path | None = None) -> Prepared | None:
-    """The model, if it is prepared; it counts as used now."""
-    folder = folder_of(chosen, weights=weights, added=added)
+def find(chosen: ModelCard, title: str, *, weights: Path | None = None, added: Path | None = None) -> Prepared | None:
+    """The model, if it is prepared for the engine of that title; it counts as used now."""
+    folder = folder_of(chosen, title, weights=weights, added=added)
     return None if folder is None else opened(folder)
 
 
@@ -96,7 +124,10 @@ def opened(folder: Path) -> Prepared | None:
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         prepared = _read(folder, about)
-    except (OSError, ValueError, KeyError, TypeError):
+        sizes = {name: (folder / f"{name}.onnx").stat().st_size for name in prepared.graphs}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, PalpateError):
+        return None
+    if sizes != {name: size for name, (size, _) in prepared.graphs.items()}:
         return None
     with suppress(OSError):  # someone else's folder, or a disk that is read-only
         os.utime(folder / ABOUT)
@@ -116,28 +147,38 @@ def _read(folder: Path, about: Mapping[str, Any]) -> Prepared:
         prompts=PromptSupport(**prompts),
         levels=about["levels"],
         from_box=None if about["from_box"] is None else FromBox(**about["from_box"]),
+        graphs={name: (int(size), str(digest)) for name, (size, digest) in about["graphs"].items()},
         classes=tuple(LearnedClass(**one) for one in about["classes"]),
         no_point_after_box=about["no_point_after_box"],
     )
 
 
 def forget_old(keep: int = KEPT) -> None:
-    """Delete prepared models beyond so many, those used longest ago first."""
+    """Delete prepared models beyond so many, those used longest ago first, and what was never finished."""
     found: list[tuple[float, Path]] = []
     for path in home().glob(f"*/{ABOUT}"):
         with suppress(OSError):  # another process deletes as well
-            found.append((path.stat().st_mtime, path.parent))
-    for _, folder in sorted(found, reverse=True)[keep:]:
+            if not path.parent.name.startswith(HALF):
+                found.append((path.stat().st_mtime, path.parent))
+    gone = [folder for _, folder in sorted(found, reverse=True)[keep:]]
+    for folder in home().glob(f"{HALF}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _A_DAY:
+                gone.append(folder)
+    for folder in gone:
+        with suppress(OSError):
+            (folder / ABOUT).unlink(missing_ok=True)  # first, so that nobody takes what is left for a whole
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    """A digest of the code that networks are made by: graphs of another palpate are not taken."""
-    rooms = (Path(catalogue.__file__).parent, Path(__file__).parent)
-    files = [path for room in rooms for path in sorted(room.glob("*.py"))]
-    wanted = [path for path in files if path.parent == rooms[0] or path.name == "preparing.py"]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in wanted)).hexdigest()[:16]
+    """A digest of what graphs are made by: those of another palpate, torch or transformers are not taken."""
+    models, here = Path(catalogue.__file__).parent, Path(__file__).parent
+    files = [*sorted(models.glob("*.py")), *(here / f"{name}.py" for name in ("export", "prepared", "preparing"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+    digest.update(" ".join(version(package) for package in ("torch", "transformers")).encode())
+    return digest.hexdigest()[:16]
 
 
-__all__ = ["ABOUT", "Prepared", "find", "folder_of", "forget_old", "home", "opened"]
+__all__ = ["ABOUT", "HALF", "Prepared", "find", "folder_of", "forget_old", "home", "opened"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from palpate.errors import OutputError, PalpateError
 from palpate.inference.export import FAR, answered, graphs_of, share_apart, write_onnx
-from palpate.inference.prepared import ABOUT, Prepared, folder_of, forget_old, home, opened
+from palpate.inference.prepared import ABOUT, HALF, Prepared, folder_of, forget_old, home, opened
 from palpate.inference.runtimes.engines import Engine
 from palpate.models import learned as learned_prompts
 from palpate.models import weights as checkpoints
@@ -47,39 +51,43 @@ def prepare(
         OutputError: the folder cannot be written.
         PalpateError: the engine's answers are not PyTorch's.
     """
-    folder = folder_of(chosen, weights=weights, added=adapter or learned)
-    if folder is not None and (there := opened(folder)) is not None:
-        return there
-    if learned is None:
-        loaded = checkpoints.load(chosen, weights=weights, adapter=adapter)
-    else:
-        loaded = checkpoints.load_learned(learned, weights=weights)
-    assert folder is not None  # every file that it is made of was read
-    if tell is not None:
-        tell(f"making {chosen.name} ready for {engine.title}, which is done once")
-    about = _about(chosen, loaded, adapter, learned)
-    try:
-        home().mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(prefix=".half-", dir=home()))
-    except OSError as error:
-        raise OutputError(f"cannot write {home()}: {error.strerror or error}") from error
-    try:
-        _write_all(loaded, about, half, engine)
-        half.chmod(0o755)
-        if folder.exists() and opened(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)  # damaged
-        if not folder.exists():
-            half.replace(folder)
-    except OSError as error:
-        if opened(folder) is None:  # else another process was quicker
-            raise OutputError(f"could not write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-    forget_old()
-    found = opened(folder)
-    if found is None:
-        raise OutputError(f"what was written to {folder} cannot be read")
-    return found
+    with _one_at_a_time:  # torch's exporter works for one thread
+        folder = folder_of(chosen, engine.title, weights=weights, added=adapter or learned)
+        if folder is not None and (there := opened(folder)) is not None:
+            return there
+        try:
+            home().mkdir(parents=True, exist_ok=True)
+            half = Path(tempfile.mkdtemp(prefix=HALF, dir=home()))
+        except OSError as error:
+            raise OutputError(f"cannot write {home()}: {error.strerror or error}") from error
+        try:
+            if learned is None:
+                loaded = checkpoints.load(chosen, weights=weights, adapter=adapter)
+            else:
+                loaded = checkpoints.load_learned(learned, weights=weights)
+            if tell is not None:
+                tell(f"making {chosen.name} ready for {engine.title}, which is done once")
+            _write_all(loaded, _about(chosen, loaded, adapter, learned), half, engine)
+            if folder is None or folder != folder_of(chosen, engine.title, weights=weights, added=adapter or learned):
+                raise OutputError(f"the files of {chosen.name} were changed while it was made ready; run it again")
+            half.chmod(0o755)
+            if folder.exists() and opened(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)  # damaged
+            if not folder.exists():
+                half.replace(folder)
+        except OSError as error:
+            if folder is None or opened(folder) is None:  # else another process was quicker
+                raise OutputError(f"could not write {folder}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+        forget_old()
+        found = opened(folder)
+        if found is None:
+            raise OutputError(f"what was written to {folder} cannot be read")
+        return found
+
+
+_one_at_a_time = threading.Lock()
 
 
 def _write_all(loaded: Loaded, about: Mapping[str, Any], folder: Path, engine: Engine) -> None:
@@ -90,7 +98,12 @@ def _write_all(loaded: Loaded, about: Mapping[str, Any], folder: Path, engine: E
     is_sam = isinstance(decoder.network, DecoderGraph)
     if is_sam:
         inputs = {key: tensor for key, tensor in decoder.inputs.items() if key not in _OF_MASKS}
-        graphs.append(answered("tokens", TokenDecoderGraph(network), inputs, tuple(decoder.outputs)))
+        tokens = answered("tokens", TokenDecoderGraph(network), inputs, tuple(decoder.outputs))
+        # What it has to answer is what the other decoder says where no object has a mask.
+        without = {**decoder.inputs, "has_mask": torch.zeros_like(decoder.inputs["has_mask"])}
+        usual = answered("decoder", decoder.network, without, tuple(decoder.outputs))
+        graphs.append(replace(tokens, outputs=usual.outputs))
+    written: dict[str, tuple[int, str]] = {}
     for graph in graphs:
         path = folder / f"{graph.name}.onnx"
         write_onnx(graph, path)
@@ -100,7 +113,9 @@ def _write_all(loaded: Loaded, about: Mapping[str, Any], folder: Path, engine: E
             raise PalpateError(
                 f"what {engine.title} makes of {path.name} differs from PyTorch by {apart:.2g} of the largest value"
             )
-    content = {**about, "levels": len(encoder.outputs) - 1, "no_point_after_box": not is_sam}
+        with path.open("rb") as file:
+            written[graph.name] = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    content = {**about, "graphs": written, "levels": len(encoder.outputs) - 1, "no_point_after_box": not is_sam}
     (folder / ABOUT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, gelu, interpolate, pad, scaled_dot_product_attention
+from torch.nn.functional import avg_pool2d, gelu, interpolate, linear, pad, scaled_dot_product_attention
 from transformers.models.sam.modeling_sam import SamLayerNorm
 
 from palpate.models.frame import Frame
@@ -139,11 +139,21 @@ class WindowAttention(nn.Module):
         """What each token gathers from its window; the caller adds it to the input."""
         windows, tokens, channels = x.shape
         # The projection is ordered by head: query, key and value of head 0, then those of head 1, ...
-        qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3 * HEAD_CHANNELS)
-        query, key, value = qkv.transpose(1, 2).split(HEAD_CHANNELS, dim=-1)
+        if torch.onnx.is_in_onnx_export():
+            query, key, value = self._apart(self.norm(x))
+        else:
+            qkv = self.qkv(self.norm(x)).view(windows, tokens, self.heads, 3 * HEAD_CHANNELS)
+            query, key, value = qkv.transpose(1, 2).split(HEAD_CHANNELS, dim=-1)
         bias = self.attention_biases[:, self.bias_index].to(query.dtype)
         y = scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
         return self.proj(y.transpose(1, 2).reshape(windows, tokens, channels))
+
+    def _apart(self, x: Float[Tensor, "window token channel"]) -> list[Float[Tensor, "window head token head_channel"]]:
+        """Query, key and value as three projections, which runtimes need not cut and move; the same sums."""
+        weight = self.qkv.weight.unflatten(0, (self.heads, 3, HEAD_CHANNELS))
+        bias = self.qkv.bias.unflatten(0, (self.heads, 3, HEAD_CHANNELS))
+        several = (linear(x, weight[:, i].flatten(0, 1), bias[:, i].flatten()) for i in range(3))
+        return [each.view(*x.shape[:2], self.heads, HEAD_CHANNELS).transpose(1, 2) for each in several]
 
 
 def _distance_index(window: int) -> Tensor:
@@ -183,10 +193,19 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "image row column channel"]) -> Float[Tensor, "image row column channel"]:
         """Refined features of the same shape."""
+        if torch.onnx.is_in_onnx_export():
+            return self._on_rows(x)
         x = x + self._attend(x)
         # Neither a residual nor an activation around this convolution.
         x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x + self.mlp(x)
+
+    def _on_rows(self, x: Float[Tensor, "image row column channel"]) -> Float[Tensor, "image row column channel"]:
+        """The same, with sums of rows of tokens: runtimes that choose how a map lies in memory move it about less."""
+        images, rows, columns, channels = x.shape
+        x = x.flatten(1, 2) + self._attend(x).flatten(1, 2)
+        x = self.local_conv(x.transpose(1, 2).reshape(images, channels, rows, columns)).flatten(2).transpose(1, 2)
+        return (x + self.mlp(x)).reshape(images, rows, columns, channels)
 
     def _attend(self, x: Float[Tensor, "image row column channel"]) -> Float[Tensor, "image row column channel"]:
         images, rows, columns, channels = x.shape

@@ -99,7 +99,8 @@ class Order:
         Raises:
             ModelError, SettingError: see `palpate.load`.
         """
-        return load(self.model, weights=self.weights, device=self.device).runtime
+        # torch, whose embeddings training reads and makes itself, so that a run has the same bits either way
+        return load(self.model, weights=self.weights, device=self.device, runtime="torch").runtime
 
     def absolute(self) -> Order:
         """The same for a process that starts in another folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class Engine(Protocol):
         """What it computes in."""
         ...
 
+    @property
+    def name(self) -> EngineName:
+        """What it is called where it is chosen."""
+        ...
+
     def open(self, path: Path) -> Answer:
         """The graph in a file, ready to run. Whatever it raises means that the graph cannot be run."""
         ...
@@ -48,6 +54,8 @@ class OpenVINO:
 
     precision: Precision = "float32"
     kept: Path | None = None
+    threads: int | None = None
+    name: EngineName = "openvino"
 
     @property
     def title(self) -> str:
@@ -64,7 +72,7 @@ class OpenVINO:
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if self.kept is not None:
             settings["CACHE_DIR"] = str(self.kept)
-        if threads := _threads():
+        if threads := self.threads or _threads():
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             # Its own fusion of attention is slower than the plain operations on these graphs.
@@ -73,12 +81,13 @@ class OpenVINO:
             compiled = core.compile_model(path, "CPU", settings)
         # A tensor has several names where OpenVINO left out an operation that did nothing.
         known = set[str]().union(*(item.get_names() for item in compiled.inputs))
-        request = compiled.create_infer_request()
+        request, turn = compiled.create_infer_request(), threading.Lock()
 
         def run(feeds: Feeds) -> dict[str, np.ndarray]:
-            found = request.infer({key: value for key, value in feeds.items() if key in known}, share_inputs=True)
-            # A copy: the request writes its next answer to the same place.
-            return {name: np.array(found[item]) for item in compiled.outputs for name in item.get_names()}
+            # One at a time, and a copy: the request writes its next answer to the same place.
+            with turn:
+                found = request.infer({key: value for key, value in feeds.items() if key in known}, share_inputs=True)
+                return {name: np.array(found[item]) for item in compiled.outputs for name in item.get_names()}
 
         return run
 
@@ -88,6 +97,8 @@ class OnnxRuntime:
     """ONNX Runtime's CPU provider."""
 
     precision: Precision = "float32"
+    threads: int | None = None
+    name: EngineName = "onnxruntime"
 
     @property
     def title(self) -> str:
@@ -99,7 +110,7 @@ class OnnxRuntime:
         import onnxruntime
 
         options: Any = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = _threads()
+        options.intra_op_num_threads = self.threads or _threads()
         session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         known, names = {item.name for item in session.get_inputs()}, [item.name for item in session.get_outputs()]
 
@@ -110,8 +121,10 @@ class OnnxRuntime:
         return run
 
 
-def engine(name: EngineName, *, precision: Precision = "float32", kept: Path | None = None) -> Engine:
-    """The engine of that name.
+def engine(
+    name: EngineName, *, precision: Precision = "float32", kept: Path | None = None, threads: int | None = None
+) -> Engine:
+    """The engine of that name, with so many threads; without a number it is OMP_NUM_THREADS, or the engine's choice.
 
     Raises:
         SettingError: its package is not installed, or it does not compute in that precision here.
@@ -123,10 +136,10 @@ def engine(name: EngineName, *, precision: Precision = "float32", kept: Path | N
     if name == "onnxruntime":
         if precision != "float32":
             raise SettingError(f"ONNX Runtime computes in float32 here, not in {precision}; choose openvino or torch")
-        return OnnxRuntime()
+        return OnnxRuntime(threads=threads)
     if precision != "float32" and precision not in precisions():
         raise SettingError(f"this processor has no {precision}; choose float32")
-    return OpenVINO(precision, kept)
+    return OpenVINO(precision, kept, threads)
 
 
 def is_installed(name: EngineName) -> bool:
@@ -145,21 +158,39 @@ def precisions() -> tuple[Precision, ...]:
     return tuple(precision for name, precision in names.items() if name in able)
 
 
-def hash_in(precision: Precision, encoder_hash: str) -> str:
-    """What an encoder's hash becomes in a lower precision: its embeddings are others, and must not be mixed."""
-    if precision == "float32":
+def hash_on(runtime: str, precision: Precision, encoder_hash: str) -> str:
+    """What an encoder's hash becomes where something else than torch in float32 computes.
+
+    Its embeddings are others, if only in their last digits. A cache must not mix them: training promises the same bits.
+    """
+    if (runtime, precision) == ("torch", "float32"):
         return encoder_hash
-    return hashlib.sha256(f"{encoder_hash} {precision}".encode()).hexdigest()
+    return hashlib.sha256(f"{encoder_hash} {runtime} {precision}".encode()).hexdigest()
 
 
 def has_cuda() -> bool:
-    """Whether the NVIDIA driver is here and knows a device; torch, which would know, is not imported."""
-    name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    """Whether torch, which is not imported, would find a CUDA device: both it and the driver must know of one."""
+    from importlib.util import find_spec
+
+    found = find_spec("torch")
+    libraries = Path(found.origin).parent / "lib" if found is not None and found.origin else None
+    if libraries is None:
+        return False
+    if any(libraries.glob("*torch_hip*")):  # AMD's, which torch calls CUDA as well
+        return Path("/dev/kfd").exists()
+    if not any(libraries.glob("*torch_cuda*")):
+        return False
     try:
-        driver, count = ctypes.CDLL(name), ctypes.c_int()
+        driver, count = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1"), ctypes.c_int()
         return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
     except (OSError, AttributeError):
         return False
+
+
+def in_short(error: Exception) -> str:
+    """What went wrong, without the traces that engines print around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200].rstrip(".")
 
 
 def _threads() -> int:
@@ -185,7 +216,8 @@ __all__ = [
     "Precision",
     "engine",
     "has_cuda",
-    "hash_in",
+    "hash_on",
+    "in_short",
     "is_installed",
     "precisions",
 ]

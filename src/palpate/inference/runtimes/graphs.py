@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from palpate.errors import PromptError
+from palpate.errors import PalpateError, PromptError
 from palpate.inference.prepared import Prepared
 from palpate.inference.runtimes import FindingRuntime
-from palpate.inference.runtimes.engines import Answer, Engine, hash_in
+from palpate.inference.runtimes.engines import Answer, Engine, EngineName, hash_on, in_short
 from palpate.models.frame import Frame
 from palpate.models.promptable import ImageEmbedding, LearnedClass, MaskPrediction, PromptBatch, PromptSupport
 
@@ -24,20 +26,45 @@ CLASSES_AT_ONCE = 4
 
 
 class GraphRuntime:
-    """A prepared model on an engine.
+    """A prepared model on an engine; several threads may use it, and take turns.
 
-    The encoder is opened at once, so that an engine that cannot run it is found out; the decoder beside it, in a thread
-    of its own, and the one for masks when the first mask is given.
+    What is needed for every image is opened at once, so that an engine that cannot run it is found out; what only some
+    prompts need, when the first of them comes.
     """
 
     def __init__(self, prepared: Prepared, engine: Engine) -> None:
         self.prepared = prepared
         self._engine = engine
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="palpate-open")
-        self._tokens: Future[Answer] | None = None
-        if (prepared.folder / "tokens.onnx").is_file() and not (prepared.from_box and prepared.from_box.scribble):
-            self._tokens = self._opener.submit(engine.open, prepared.folder / "tokens.onnx")
-        self._encoder = engine.open(prepared.folder / "encoder.onnx")
+        self._opened: dict[str, Answer] = {}
+        self._opening = threading.Lock()
+        # A scribble made of each box is a mask; then no prompt is tokens alone.
+        always_masks = prepared.from_box is not None and prepared.from_box.scribble
+        self._by_tokens = "tokens" in prepared.graphs and not always_masks
+        usual = "tokens" if self._by_tokens else "decoder"
+        with ThreadPoolExecutor(1, thread_name_prefix="palpate-open") as other:
+            decoder = other.submit(engine.open, prepared.graph(usual))
+            self._opened["encoder"] = engine.open(prepared.graph("encoder"))
+            self._opened[usual] = decoder.result()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.prepared, self._engine)
+
+    def answer(self, graph: str) -> Answer:
+        """What runs a graph, which is opened where it was not.
+
+        Raises:
+            PalpateError: it cannot be opened any more.
+        """
+        with self._opening:
+            if graph not in self._opened:
+                path = self.prepared.graph(graph)
+                try:
+                    self._opened[graph] = self._engine.open(path)
+                except Exception as error:
+                    raise PalpateError(
+                        f"{self._engine.title} could not open {path} ({in_short(error)}); choose the runtime torch"
+                    ) from error
+            return self._opened[graph]
 
     @property
     def model(self) -> str:
@@ -51,8 +78,8 @@ class GraphRuntime:
 
     @property
     def encoder_hash(self) -> str:
-        """SHA-256 of the encoder's weights; another in a lower precision, whose embeddings are others."""
-        return hash_in(self._engine.precision, self.prepared.encoder_hash)
+        """SHA-256 of the encoder's weights and of what computes; see `hash_on`."""
+        return hash_on(self._engine.name, self._engine.precision, self.prepared.encoder_hash)
 
     @property
     def frame(self) -> Frame:
@@ -68,9 +95,15 @@ class GraphRuntime:
         """What computes, where and how precisely."""
         return self._engine.title
 
+    @property
+    def engine(self) -> EngineName:
+        """What computes, by the name that chooses it."""
+        return self._engine.name
+
     def encode(self, canvas: Float32[np.ndarray, "image 3 row column"]) -> ImageEmbedding:
         """Embed canvases, one after the other."""
-        found = [self._encoder({"canvas": canvas[i : i + 1]}) for i in range(len(canvas))]
+        encode = self.answer("encoder")
+        found = [encode({"canvas": canvas[i : i + 1]}) for i in range(len(canvas))]
         names = ("features", *(f"level{number}" for number in range(1, self.prepared.levels + 1)))
         features, *levels = (np.concatenate([one[name] for one in found]) for name in names)
         return ImageEmbedding(features, tuple(levels))
@@ -79,11 +112,12 @@ class GraphRuntime:
         self, embedding: ImageEmbedding, prompts: PromptBatch, *, multimask_output: bool = False
     ) -> MaskPrediction:
         """One mask an object, or the model's three candidates."""
+        prompts = _checked(prompts, images=len(embedding), mask_size=self.frame.mask_size)
         if self.prepared.from_box is not None:
             prompts = self.prepared.from_box.completed(prompts, embedding.levels[-1][:, 0] > 0)
         coordinates, labels = self._as_tokens(prompts)
-        by_tokens = prompts.masks is None and self._tokens is not None
-        answer = self._token_decoder() if by_tokens else self._decoder
+        by_tokens = prompts.masks is None and self._by_tokens
+        answer = self.answer("tokens" if by_tokens else "decoder")
         wanted = slice(1, 4) if multimask_output else slice(0, 1)
         logits: list[np.ndarray] = []
         ious: list[np.ndarray] = []
@@ -105,7 +139,7 @@ class GraphRuntime:
                     objects.append(found["object_logits"])
                 order.append(some)
         if not order:
-            side, count = self._mask_side, wanted.stop - wanted.start
+            side, count = self.frame.mask_size, wanted.stop - wanted.start
             return MaskPrediction(np.zeros((0, count, side, side), np.float32), np.zeros((0, count), np.float32))
         back = np.argsort(np.concatenate(order))
         return MaskPrediction(
@@ -116,19 +150,16 @@ class GraphRuntime:
 
     def open_all(self) -> None:
         """Open what would be opened when it is first needed, so that all of it is compiled and kept."""
-        if self._tokens is not None:
-            self._tokens.result()
-        _ = self._decoder
+        for graph in self.prepared.graphs:
+            self.answer(graph)
 
     def _as_tokens(self, prompts: PromptBatch) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates and labels as `palpate.models.graphs` tells them."""
         objects = len(prompts)
-        has_points = prompts.points is not None and prompts.points.shape[1] > 0
-        if prompts.boxes is None and not has_points and prompts.masks is None:
-            raise PromptError("a batch without box, points or mask says nothing; give each object at least one")
+        has_points = prompts.points is not None
         places: list[np.ndarray] = []
         labels: list[np.ndarray] = []
-        if prompts.points is not None and has_points:
+        if prompts.points is not None:
             places.append(prompts.points)
             labels.append(np.asarray(prompts.point_labels))
         if prompts.boxes is not None:
@@ -144,29 +175,25 @@ class GraphRuntime:
     def _masks(self, prompts: PromptBatch, some: np.ndarray) -> dict[str, np.ndarray]:
         if prompts.masks is not None:
             return {"mask": prompts.masks[some].astype(np.float32), "has_mask": np.ones(len(some), np.float32)}
-        shape = (len(some), 1, self._mask_side, self._mask_side)
+        shape = (len(some), 1, self.frame.mask_size, self.frame.mask_size)
         return {"mask": np.zeros(shape, np.float32), "has_mask": np.zeros(len(some), np.float32)}
-
-    @property
-    def _mask_side(self) -> int:
-        return self.frame.mask_size
-
-    def _token_decoder(self) -> Answer:
-        assert self._tokens is not None
-        return self._tokens.result()
-
-    @cached_property
-    def _decoder(self) -> Callable[..., dict[str, np.ndarray]]:
-        return self._engine.open(self.prepared.folder / "decoder.onnx")
 
 
 class FindingGraphRuntime(GraphRuntime):
     """A prepared model with learned prompts. Where something is drawn beside them, torch answers (`beside`)."""
 
-    def __init__(self, prepared: Prepared, engine: Engine, *, beside: Callable[[], FindingRuntime]) -> None:
+    def __init__(self, prepared: Prepared, engine: Engine, beside: Callable[[], FindingRuntime]) -> None:
         super().__init__(prepared, engine)
         self._load_beside = beside
-        self._finder = engine.open(prepared.folder / "finder.onnx")
+        self.answer("finder")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.prepared, self._engine, self._load_beside)
+
+    def describe(self) -> str:
+        """What computes, where and how precisely."""
+        drawn = self.__dict__.get("_beside")
+        return super().describe() + ("" if drawn is None else f"; with drawn prompts {drawn.describe()}")
 
     @property
     def classes(self) -> tuple[LearnedClass, ...]:
@@ -182,13 +209,51 @@ class FindingGraphRuntime(GraphRuntime):
         shown = {"features": embedding.features[:1]}
         shown |= {f"level{n}": level[:1] for n, level in enumerate(embedding.levels, start=1)}
         some = range(0, len(classes), CLASSES_AT_ONCE)
-        found = [self._finder({"classes": classes[start : start + CLASSES_AT_ONCE], **shown}) for start in some]
+        find = self.answer("finder")
+        found = [find({"classes": classes[start : start + CLASSES_AT_ONCE], **shown}) for start in some]
         names = ("logits", "predicted_iou", "object_logits")
         return MaskPrediction(*(np.concatenate([one[name] for one in found]) for name in names))
 
     @cached_property
     def _beside(self) -> FindingRuntime:
         return self._load_beside()
+
+
+def _checked(prompts: PromptBatch, *, images: int, mask_size: int) -> PromptBatch:
+    """The batch in single precision, looked over as `palpate.models.prompt_tensors` does.
+
+    Raises:
+        PromptError: it holds no prompt at all, or its parts do not fit together.
+    """
+
+    def floats(values: object) -> np.ndarray | None:
+        return None if values is None else np.asarray(values, dtype=np.float32)
+
+    objects, image_index = len(prompts), np.asarray(prompts.image_index)
+    boxes, points, labels, masks = map(floats, (prompts.boxes, prompts.points, prompts.point_labels, prompts.masks))
+    if points is not None and points.ndim == 3 and points.shape[1] == 0:
+        points, labels = None, None  # no points are no prompt: one lone "not a point" was never trained
+    if boxes is None and points is None and masks is None:
+        raise PromptError("a batch without box, points or mask says nothing; give each object at least one")
+    if (points is None) != (labels is None):
+        raise PromptError("points and point_labels go together; label 1 is on the object, 0 beside it")
+    if objects and (image_index.min() < 0 or image_index.max() >= images):
+        raise PromptError(f"image_index must lie in 0..{images - 1}, got {image_index.tolist()}")
+    count = 0 if points is None or points.ndim < 2 else points.shape[1]
+    expected: list[tuple[str, np.ndarray | None, tuple[int, ...]]] = [
+        ("boxes", boxes, (objects, 4)),
+        ("points", points, (objects, count, 2)),
+        ("point_labels", labels, (objects, count)),
+        ("masks", masks, (objects, 1, mask_size, mask_size)),
+    ]
+    for name, values, shape in expected:
+        if values is not None and values.shape != shape:
+            raise PromptError(f"{name} of {objects} objects must have shape {shape}, got {values.shape}")
+        if values is not None and not np.isfinite(values).all():
+            raise PromptError(f"{name} must be finite numbers")
+    if labels is not None and not np.isin(labels, (0, 1)).all():
+        raise PromptError(f"point_labels are 1 (on the object) or 0 (beside it), got {np.unique(labels).tolist()}")
+    return PromptBatch(image_index, boxes, points, labels, masks)
 
 
 __all__ = ["FindingGraphRuntime", "GraphRuntime"]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32, Int64
 
 from palpate.errors import SettingError
-from palpate.inference.runtimes.engines import Precision, hash_in
+from palpate.inference.runtimes.engines import Precision
 from palpate.models.frame import Frame
 from palpate.models.learned import Finder
 from palpate.models.prompt_predictor import Items
@@ -27,7 +27,10 @@ from palpate.models.promptable import (
 
 @dataclass(frozen=True, eq=False)
 class TorchRuntime:
-    """A torch model in evaluation mode. In less than float32 it is torch's autocast that decides what is rounded."""
+    """A torch model in evaluation mode. In less than float32 it is torch's autocast that decides what is rounded.
+
+    `encoder_hash` has to be that of the precision; see `hash_on`.
+    """
 
     network: PromptableModel
     model: str
@@ -36,9 +39,6 @@ class TorchRuntime:
     prompts: PromptSupport
     device: torch.device
     precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "encoder_hash", hash_in(self.precision, self.encoder_hash))
 
     @property
     def frame(self) -> Frame:
