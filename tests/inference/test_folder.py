@@ -354,6 +354,16 @@ class TestNamesOfMasks:
         classes = [LearnedClass(name, value) for value, name in enumerate(names, start=1)]
         assert set(names_of(classes).values()) == called
 
+    def test_what_another_runtime_began_does_not_go_on(
+        self, images: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor another precision, which is part of how a runtime describes itself."""
+        run(images, out)
+        monkeypatch.setattr(FakeFindingRuntime, "describe", lambda _: "fake on paper, bfloat16")
+        with pytest.raises(OutputError, match="runtime"):
+            run(images, out)
+        assert run(images, out, overwrite=True).now == 3
+
     def test_two_images_whose_masks_of_classes_would_be_one_are_refused(self, images: Path, out: Path) -> None:
         runtime = FakeFindingRuntime(classes=(LearnedClass("b_dim", 1), LearnedClass("dim", 4)))
         for name in ("a.png", "A_b.png"):  # on some disks, capitals and small letters are the same
