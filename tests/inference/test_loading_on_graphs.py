@@ -171,6 +171,22 @@ def test_several_threads_may_ask_one_runtime(rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(together, alone)
 
 
+@pytest.mark.usefixtures("weights")
+def test_ctrl_c_does_no_harm_after_the_last_session_has_gone() -> None:
+    """With OpenVINO let go, it ended the process with a segmentation fault."""
+    script = """
+import gc, signal, palpate
+palpate.load("lite-medsam", runtime="openvino")
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 @pytest.mark.usefixtures("catalog_of_prepared")
 def test_a_runtime_can_be_sent_to_another_process(rng: np.random.Generator) -> None:
     graph = palpate.load("tiny", runtime="openvino").runtime

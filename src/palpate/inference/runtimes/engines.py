@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -64,9 +65,7 @@ class OpenVINO:
 
     def open(self, path: Path) -> Answer:
         """The graph in a file, compiled."""
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_core()
         hint = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[self.precision]
         # Told nothing, the plugin takes bfloat16 where the processor has it, and masks move.
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
@@ -151,11 +150,18 @@ def is_installed(name: EngineName) -> bool:
 
 def precisions() -> tuple[Precision, ...]:
     """What OpenVINO can compute in on this processor."""
-    import openvino
-
-    able: list[str] = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able: list[str] = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     names: dict[str, Precision] = {"FP32": "float32", "BF16": "bfloat16", "FP16": "float16"}
     return tuple(precision for name, precision in names.items() if name in able)
+
+
+@lru_cache(maxsize=1)
+def openvino_core() -> Any:
+    """OpenVINO itself, for as long as the process lasts: once it was let go, the next Ctrl-C ended the process with a
+    segmentation fault (2026.4.1)."""
+    import openvino
+
+    return openvino.Core()
 
 
 def hash_on(runtime: str, precision: Precision, encoder_hash: str) -> str:
@@ -219,5 +225,6 @@ __all__ = [
     "hash_on",
     "in_short",
     "is_installed",
+    "openvino_core",
     "precisions",
 ]
