@@ -33,7 +33,9 @@ def test_a_student_from_flags_is_a_checkpoint_for_predict(palpate: Run, tiny: ob
 
 
 def test_a_recipe_and_flags_that_change_it(palpate: Run, tiny: object, pictures: Path) -> None:
-    Path("r.toml").write_text(f'student = "tiny"\nteacher = "tiny"\nepochs = 7\n[data]\npath = "{pictures}"\n')
+    Path("r.toml").write_text(
+        f'student = "tiny"\nteacher = "tiny"\nepochs = 7\n[data]\npath = "{pictures}"\n', encoding="utf-8"
+    )
     answer = palpate("distill", "r.toml", *QUICK[4:], "--error", "mse", "-o", "s.safetensors", "--json")
     assert answer.status == 0, answer.err
     assert answer.json["steps"] == 2
@@ -46,7 +48,7 @@ def test_a_recipe_and_flags_that_change_it(palpate: Run, tiny: object, pictures:
 
 def test_both_stages_with_one_command(palpate: Run, tiny: object, pictures: Path) -> None:
     then = "[then]\nepochs = 1\nsteps = 1\nbatch = 2\nprompts = [{ strategy = 'standard' }]\n"
-    Path("r.toml").write_text(f'[data]\npath = "{pictures}"\n{then}')
+    Path("r.toml").write_text(f'[data]\npath = "{pictures}"\n{then}', encoding="utf-8")
     answer = palpate("distill", "r.toml", *QUICK, "-o", "s.safetensors", "--two-stages")
     assert answer.status == 0, answer.err
     assert "after stage 1" in answer.out

@@ -27,18 +27,18 @@ def test_a_file_of_learned_prompts_is_measured_by_itself_and_with_boxes(
     asked = ("evaluate", pictures, "--auto", disks, "--cache", "cache", *QUICK)
     answer = palpate(*asked, "-o", "run")
     assert answer.status == 0, answer.err
-    with Path("run/results.csv").open() as file:
+    with Path("run/results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["object"], row["protocol"]) for row in rows] == 2 * [
         ("1", "learned"),
         ("1", "box+learned"),
         ("1", "standard"),
     ]
-    with Path("run/presence.csv").open() as file:
+    with Path("run/presence.csv").open(encoding="utf-8") as file:
         found = list(csv.DictReader(file))
     assert [(one["slice"], one["class"], one["present"]) for one in found] == [("", "disk", "yes")] * 2
-    assert "| disk | 2 | 0 | n/a |" in Path("run/summary.md").read_text()
-    report = Path("run/report.html").read_text()
+    assert "| disk | 2 | 0 | n/a |" in Path("run/summary.md").read_text(encoding="utf-8")
+    report = Path("run/report.html").read_text(encoding="utf-8")
     assert '<h2 id="presence">' in report
     assert "<td>disk</td><td>2</td><td>0</td><td>n/a</td>" in report
     assert "2 objects called 2 left out: none of what was learned (disk)" in answer.out

@@ -25,7 +25,9 @@ def test_a_model_and_an_adapter_of_it_become_files(palpate: Run, trained: Path) 
     assert taught.status == 0, taught.err
     assert "ONNX Runtime" in taught.out
     assert "beside PyTorch: features differ by" in taught.out
-    both = [json.loads(Path(name, "model.json").read_text())["weights_hash"] for name in ("plain", "taught")]
+    both = [
+        json.loads(Path(name, "model.json").read_text(encoding="utf-8"))["weights_hash"] for name in ("plain", "taught")
+    ]
     assert both[0] != both[1]
 
 
@@ -34,7 +36,7 @@ def test_the_pages_program_runs_as_written(palpate: Run, tiny: object) -> None:
     assert palpate("export", "tiny", "-o", "lite-medsam-files", "--format", "onnx").status == 0
     (program, _) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, np.ndarray] = {}
-    size = json.loads(Path("lite-medsam-files/model.json").read_text())["frame"]["size"]
+    size = json.loads(Path("lite-medsam-files/model.json").read_text(encoding="utf-8"))["frame"]["size"]
     assert size == 64
     exec(program.replace("256", str(size)), names)
     assert names["masks"].shape == (2, 64, 64)
@@ -55,7 +57,7 @@ def test_learned_prompts_become_a_finder_and_the_pages_program_asks_it(palpate: 
     assert {"finder.onnx", "finder.xml", "finder.bin"} <= set(answer.json["files"])
     assert max(one["logits"] for one in answer.json["parity"]) < 1e-4
     assert palpate("export", file, "-o", "same", "--format", "onnx").status == 0
-    both = [json.loads(Path(name, "model.json").read_text()) for name in ("nodule-files", "same")]
+    both = [json.loads(Path(name, "model.json").read_text(encoding="utf-8")) for name in ("nodule-files", "same")]
     assert both[0]["weights_hash"] == both[1]["weights_hash"] == answer.json["weights_hash"]
     assert [one["name"] for one in both[0]["learned"]["classes"]] == ["liver", "spleen"]
     (_, program) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

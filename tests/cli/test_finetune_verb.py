@@ -136,7 +136,7 @@ def test_a_run_from_flags_says_how_it_goes_and_what_to_do_with_it(palpate: Run, 
     assert lines[2].startswith("epoch 1: Dice ")
     assert "--adapter run/adapter.safetensors" in answer.out
     assert Path("run/adapter.safetensors").is_file()
-    record = json.loads(Path("run/run.json").read_text())
+    record = json.loads(Path("run/run.json").read_text(encoding="utf-8"))
     assert record["command"].startswith("palpate finetune --data")
 
     told = palpate("models", "show", "run/adapter.safetensors")

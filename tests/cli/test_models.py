@@ -51,10 +51,10 @@ def test_a_share_lies_between_the_base_model_and_the_adapter(palpate: Run, train
 
 @pytest.mark.usefixtures("trained")
 def test_a_checkpoint_that_is_there_is_replaced_only_when_asked(palpate: Run) -> None:
-    Path("out.safetensors").write_text("mine")
+    Path("out.safetensors").write_text("mine", encoding="utf-8")
     refused = palpate("models", "merge", ADAPTER, "-o", "out.safetensors")
     assert (refused.status, "--overwrite" in refused.err) == (2, True)
-    assert Path("out.safetensors").read_text() == "mine"
+    assert Path("out.safetensors").read_text(encoding="utf-8") == "mine"
     answer = palpate("models", "merge", ADAPTER, "-o", "out.safetensors", "--overwrite")
     assert answer.status == 0
     assert "not trained with points; for these, give the adapter with --adapter" in " ".join(answer.out.split())

@@ -98,8 +98,10 @@ def test_an_interrupt_keeps_what_is_finished(images: Path, helpers: Helpers) -> 
     slow = FakeLoading({"slow": 0.3})
     with pytest.raises(KeyboardInterrupt):
         run(images, "out", Helpers(slow, helpers.workers, helpers.dask), progress=stop)
-    assert len(Path("out/done.jsonl").read_text().splitlines()) == 2
-    assert len({line.split(",")[0] for line in Path("out/scores.csv").read_text().splitlines()[1:]}) == 2
+    assert len(Path("out/done.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert (
+        len({line.split(",")[0] for line in Path("out/scores.csv").read_text(encoding="utf-8").splitlines()[1:]}) == 2
+    )
     result = run(images, "out", helpers)
     assert (result.now, result.before) == (3, 2)
     run(images, "one")
@@ -156,9 +158,9 @@ def test_a_worker_that_comes_too_late_writes_no_mask_into_another_run(images: Pa
 
     def stop(done: int, total: int) -> None:
         if done == 1:
-            settings = json.loads(Path("out/run.json").read_text())
+            settings = json.loads(Path("out/run.json").read_text(encoding="utf-8"))
             settings["settings"]["weights_hash"] = "another"
-            Path("out/run.json").write_text(json.dumps(settings))
+            Path("out/run.json").write_text(json.dumps(settings), encoding="utf-8")
 
     result = run(images, "out", Helpers(FakeLoading({"slow": 0.3}), dask=two), progress=stop)
     late = [row.image for row in result.failed if row.error == "out is of another run by now"]

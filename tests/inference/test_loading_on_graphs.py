@@ -1,5 +1,6 @@
 """`palpate.load` on runtimes without PyTorch: real OpenVINO and ONNX Runtime on tiny networks, beside PyTorch."""
 
+import locale
 import os
 import pickle
 import shutil
@@ -535,3 +536,33 @@ assert "scipy" not in sys.modules
     assert done.returncode == 0, done.stderr
     assert "OpenVINO" in done.stdout
     assert (tmp_path / "mask.png").is_file()
+
+
+class TestLocale:
+    """OpenVINO takes the locale "C" while it compiles, and leaves it so where that fails."""
+
+    @pytest.fixture(autouse=True)
+    def utf8(self):
+        before = locale.setlocale(locale.LC_ALL)
+        locale.setlocale(locale.LC_ALL, "C.UTF-8")
+        yield
+        locale.setlocale(locale.LC_ALL, before)
+
+    def test_a_graph_that_cannot_be_opened_leaves_the_locale(self, tmp_path: Path):
+        broken = tmp_path / "broken.onnx"
+        broken.write_bytes(b"not a graph")
+        with pytest.raises(RuntimeError):
+            OpenVINO().open(broken)
+        assert locale.getencoding() == "UTF-8"
+
+    def test_a_compiler_that_forgets_the_locale_is_set_right(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        class Forgetful:
+            def compile_model(self, *_: object) -> None:
+                locale.setlocale(locale.LC_ALL, "C")
+                assert locale.getencoding() != "UTF-8"
+                raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(engines, "openvino_core", Forgetful)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            OpenVINO().open(tmp_path / "any.onnx")
+        assert locale.getencoding() == "UTF-8"

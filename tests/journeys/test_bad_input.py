@@ -71,7 +71,7 @@ def test_an_error_is_json_too_when_json_is_asked_for(palpate: Run, picture: Path
 
 def test_a_wrong_field_of_a_prompts_file_is_named_with_its_place(palpate: Run, picture: Path) -> None:
     objects = [{"box": [1, 2, 3, 4]}, {"box": [1, 2, "three", 4]}]
-    Path("prompts.json").write_text(json.dumps({"objects": objects}))
+    Path("prompts.json").write_text(json.dumps({"objects": objects}), encoding="utf-8")
     _refused(palpate("predict", picture, "--prompts", "prompts.json", "-o", "out.png"), "objects[1].box[2]", "three")
 
 
@@ -121,7 +121,7 @@ def test_mask_and_preview_in_one_file_are_refused(palpate: Run, picture: Path) -
 
 
 def test_options_that_the_prompts_would_ignore_are_refused(palpate: Run, picture: Path) -> None:
-    Path("prompts.json").write_text(json.dumps({"objects": [{"box": [15, 10, 34, 29]}]}))
+    Path("prompts.json").write_text(json.dumps({"objects": [{"box": [15, 10, 34, 29]}]}), encoding="utf-8")
     _refused(palpate("predict", picture, "--prompts", "prompts.json", "--name", "organ", "-o", "out.png"), "--name")
     np.savez("2D.npz", imgs=np.asarray(Picture.open(picture)), boxes=np.array([[15, 10, 34, 29]]))
     for option in (("--name", "organ"), ("--slice", 0), ("--z", 0, 0)):
@@ -174,7 +174,7 @@ def test_a_header_that_claims_the_impossible_is_refused(palpate: Run) -> None:
 
 
 def test_what_is_no_image_is_refused(palpate: Run) -> None:
-    Path("notes.txt").write_text("not an image")
+    Path("notes.txt").write_text("not an image", encoding="utf-8")
     _refused(palpate("info", "notes.txt"), "known:")
     _refused(palpate("info", "missing.nii.gz"), "no file or folder")
     np.savez("objects.npz", imgs=np.array([{"run": "me"}], dtype=object))

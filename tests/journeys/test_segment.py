@@ -88,7 +88,7 @@ def test_a_click_alone_finds_the_ball(palpate: Run, ct_volume: Path) -> None:
 
 def test_what_json_prints_makes_the_same_mask_again(palpate: Run, ct_volume: Path) -> None:
     first = palpate("predict", ct_volume, *BALL, "--z", 5, 9, "--point", 40, 34, "-o", "one.nii.gz", "--json")
-    Path("again.json").write_text(first.out)
+    Path("again.json").write_text(first.out, encoding="utf-8")
     assert palpate("predict", ct_volume, "--prompts", "again.json", "-o", "two.nii.gz").status == 0
     np.testing.assert_array_equal(_labels(Path("one.nii.gz")), _labels(Path("two.nii.gz")))
 
@@ -98,7 +98,7 @@ def test_several_objects_come_as_named_labels_in_one_file(palpate: Run, ct_volum
         {"label": 3, "name": "body", "box": [5, 4, 91, 68], "slice": 7},
         {"label": 7, "name": "ball", "box": [24, 20, 56, 48], "slice": 7},
     ]
-    Path("prompts.json").write_text(json.dumps({"objects": objects}))
+    Path("prompts.json").write_text(json.dumps({"objects": objects}), encoding="utf-8")
     assert palpate("predict", ct_volume, "--prompts", "prompts.json", "-o", "both.seg.nrrd").status == 0
     import nrrd
 
@@ -162,7 +162,7 @@ def test_the_answer_is_the_same_along_every_axis(palpate: Run, ct_volume: Path) 
 
 def _loaded_libraries(pid: int) -> str:
     maps = Path(f"/proc/{pid}/maps")
-    return maps.read_text() if maps.exists() else "libtorch"  # elsewhere, the five seconds must do
+    return maps.read_text(encoding="utf-8") if maps.exists() else "libtorch"  # elsewhere, the five seconds must do
 
 
 def test_an_interrupt_in_the_middle_of_a_volume_leaves_nothing(tmp_path: Path) -> None:

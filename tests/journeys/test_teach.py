@@ -131,5 +131,5 @@ def test_own_images_make_a_better_model_whatever_happens_on_the_way(
 
 
 def _mean_dice(results: Path) -> float:
-    with results.open(newline="") as file:
+    with results.open(encoding="utf-8", newline="") as file:
         return float(np.mean([float(row["dice"]) for row in csv.DictReader(file)]))

@@ -64,15 +64,15 @@ def test_one_command_says_what_a_careless_box_costs(palpate: Run, ultrasound: Pa
         # A quarter off every side of a disk's box leaves a square of a radius a side: 1 / pi of the disk.
         assert of[case, "1", "shrink", "0.25"] < 0.7
     assert "standard" in answer.out
-    report = Path("run/report.html").read_text()
+    report = Path("run/report.html").read_text(encoding="utf-8")
     assert "palpate evaluate" in report
-    assert json.loads(Path("run/run.json").read_text())["weights_hash"] in report
+    assert json.loads(Path("run/run.json").read_text(encoding="utf-8"))["weights_hash"] in report
     assert "data:image" in report  # the worst cases
     addresses = set(re.findall(r"https?://[^\s\"'<]+", report))
     assert {address.split("/")[2] for address in addresses} <= {"www.w3.org"}  # an SVG's name space; nothing is fetched
 
     assert palpate("evaluate", ultrasound, *boxes, "-o", "run", "--workers", 1, "--worst", 0).status == 0
-    assert "data:image" not in Path("run/report.html").read_text()
+    assert "data:image" not in Path("run/report.html").read_text(encoding="utf-8")
 
     shutil.copytree("run", "again")
     answer = palpate("evaluate", "compare", "run", "again", "--json")

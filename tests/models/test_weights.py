@@ -184,7 +184,7 @@ def test_stopped_in_between_there_is_nothing_half(
 
 
 def test_a_home_that_cannot_be_written_is_named(tiny: ModelCard, file: Path, home: Path) -> None:
-    home.write_text("a file, where a folder is needed")
+    home.write_text("a file, where a folder is needed", encoding="utf-8")
     with pytest.raises(WeightsError, match="set PALPATE_HOME"):
         weights.add(tiny, file)
 

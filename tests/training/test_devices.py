@@ -179,7 +179,7 @@ def waiting(folder: Path) -> Generator[tuple[subprocess.Popen[bytes], list[int]]
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except (ProcessLookupError, FileNotFoundError):
         return False
 

@@ -246,7 +246,7 @@ def _alone(lock: Path) -> Generator[bool]:
     except ImportError:  # Windows: removal is safe there too, a file that is open stays
         yield True
         return
-    with lock.open("a") as stream:
+    with lock.open("a", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from palpate.errors import OutputError, PalpateError, SettingError
 from palpate.inference.environment import environment
-from palpate.inference.runtimes.engines import openvino_core
+from palpate.inference.runtimes.engines import locale_kept, openvino_core
 from palpate.models.catalogue import ModelCard
 from palpate.models.finder_graph import FinderGraph
 from palpate.models.graphs import EncoderGraph, Sam2DecoderGraph, decoder_graph
@@ -243,8 +243,9 @@ def _opened_by_onnxruntime(library: Any, path: Path) -> Answer:
 def _opened_by_openvino(library: Any, path: Path) -> Answer:
     core = openvino_core()
     # Weights stay float32: half of it moves mask borders.
-    library.save_model(core.read_model(path.with_suffix(".onnx")), path.with_suffix(".xml"), compress_to_fp16=False)
-    compiled = core.compile_model(path.with_suffix(".xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with locale_kept():
+        library.save_model(core.read_model(path.with_suffix(".onnx")), path.with_suffix(".xml"), compress_to_fp16=False)
+        compiled = core.compile_model(path.with_suffix(".xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     # A tensor has several names where OpenVINO left out an operation that did nothing.
     known = set[str]().union(*(item.get_names() for item in compiled.inputs))
 

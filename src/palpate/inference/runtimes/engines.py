@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import locale
 import os
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -73,11 +74,12 @@ class OpenVINO:
             settings["CACHE_DIR"] = str(self.kept)
         if threads := self.threads or _threads():
             settings["INFERENCE_NUM_THREADS"] = threads
-        try:
-            # Its own fusion of attention is slower than the plain operations on these graphs.
-            compiled = core.compile_model(path, "CPU", {**settings, "SNIPPETS_MODE": "DISABLE"})
-        except RuntimeError:  # the setting is not documented: another version may not have it
-            compiled = core.compile_model(path, "CPU", settings)
+        with locale_kept():
+            try:
+                # Its own fusion of attention is slower than the plain operations on these graphs.
+                compiled = core.compile_model(path, "CPU", {**settings, "SNIPPETS_MODE": "DISABLE"})
+            except RuntimeError:  # the setting is not documented: another version may not have it
+                compiled = core.compile_model(path, "CPU", settings)
         # A tensor has several names where OpenVINO left out an operation that did nothing.
         known = set[str]().union(*(item.get_names() for item in compiled.inputs))
         request, turn = compiled.create_infer_request(), threading.Lock()
@@ -164,6 +166,24 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
+_compiling = threading.RLock()
+
+
+@contextmanager
+def locale_kept() -> Generator[None]:
+    """The process keeps its locale, and one thread compiles at a time.
+
+    OpenVINO takes the locale "C" while it compiles and leaves it so where that fails, or where two threads compile at
+    once (2026.4.1); from then on Python would read and write every text as ASCII.
+    """
+    with _compiling:
+        before = locale.setlocale(locale.LC_ALL)
+        try:
+            yield
+        finally:
+            locale.setlocale(locale.LC_ALL, before)
+
+
 def hash_on(runtime: str, precision: Precision, encoder_hash: str) -> str:
     """What an encoder's hash becomes where something else than torch in float32 computes.
 
@@ -225,6 +245,7 @@ __all__ = [
     "hash_on",
     "in_short",
     "is_installed",
+    "locale_kept",
     "openvino_core",
     "precisions",
 ]
