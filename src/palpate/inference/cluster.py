@@ -211,9 +211,9 @@ def _answers(
         return future.result()
 
     with _telling(address):
+        watch = _Watch(client, address, tell)  # before anything is sent: a worker may end at once
         for number in range(len(items)):
             submit(number, 1)
-        watch = _Watch(client, address, tell)
     suspects: list[int] = []
     alone: int | None = None
     while futures:
