@@ -1,5 +1,8 @@
+import gc
 import os
 import signal
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,3 +85,12 @@ def data_root() -> Path:
         where = "what PALPATE_DATA names" if named else "PALPATE_DATA is not set, and the usual folder"
         pytest.skip(f"no labelled images: {where} has no manifest.csv")
     return folder
+
+
+@pytest.fixture
+def sockets_let_go() -> Iterator[None]:
+    """For clients of others that leave sockets open: these are collected here, not as a fault of some later test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

@@ -62,6 +62,8 @@ class TestOneImage:
         again = palpate("predict", images / "p0.png", "--auto", auto, "-o", "m.png", "--per-class")
         assert again.status == 2
         assert "m_liver.png exists" in again.err
+        answer = palpate("predict", images / "p0.png", "--auto", auto, "-o", "m.seg.nrrd", "--per-class", "--json")
+        assert answer.json["output"] == ["m_liver.seg.nrrd", "m_spleen.seg.nrrd"]
 
     def test_no_mask_of_a_class_replaces_the_image_or_the_preview(self, palpate: Run, images: Path, auto: Path) -> None:
         image = Path("p_liver.png")

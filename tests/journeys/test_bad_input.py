@@ -97,6 +97,7 @@ def test_an_output_that_cannot_be_is_refused_first(palpate: Run, picture: Path, 
 
 def test_a_result_that_the_output_cannot_hold_is_refused_first(palpate: Run, picture: Path, ct_volume: Path) -> None:
     _refused(palpate("predict", picture, "--box", 15, 10, 34, 29, "-o", "out.dcm"), "not DICOM")
+    _refused(palpate("predict", picture, "--box", 15, 10, 34, 29, "-o", "out.rtstruct.dcm"), "an RTSTRUCT refers")
     box = ("--box", 24, 20, 56, 48, "--slice", 7)
     _refused(palpate("predict", ct_volume, *box, "--z", 3, 11, "-o", "out.png"), "one slice")
     _refused(palpate("predict", ct_volume, *box, "--until-end", "-o", "out.png"), "one slice")

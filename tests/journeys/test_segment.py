@@ -144,6 +144,18 @@ def test_dicom_in_gives_dicom_seg_out(palpate: Run, ct_slice: Path) -> None:
         np.testing.assert_array_equal(np.squeeze(seg.pixel_array) > 0, np.asarray(picture) > 0)
 
 
+def test_dicom_in_gives_contours_out(palpate: Run, ct_slice: Path) -> None:
+    from contours import structures
+    from palpate.images import read
+
+    box = ("--box", 48, 42, 71, 61)
+    assert palpate("predict", ct_slice, *box, "--name", "spinal canal", "-o", "canal.rtstruct.dcm").status == 0
+    palpate("predict", ct_slice, *box, "-o", "canal.png")
+    with Picture.open("canal.png") as picture:
+        drawn = np.asarray(picture) > 0
+    np.testing.assert_array_equal(structures(Path("canal.rtstruct.dcm"), read(ct_slice))["spinal canal"], drawn)
+
+
 def test_the_answer_is_the_same_along_every_axis(palpate: Run, ct_volume: Path) -> None:
     import palpate as toolkit
 

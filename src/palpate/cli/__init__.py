@@ -9,7 +9,21 @@ from typing import Annotated
 
 import typer
 
-from palpate.cli import compare, data, distill, embed, evaluate, export, finetune, info, learn, models, predict
+from palpate.cli import (
+    compare,
+    data,
+    distill,
+    embed,
+    evaluate,
+    export,
+    finetune,
+    info,
+    learn,
+    models,
+    predict,
+    replay,
+    serve,
+)
 from palpate.cli.terminal import command_line
 from palpate.inference.processes import be_quick
 
@@ -22,6 +36,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("predict", no_args_is_help=True)(predict.predict)
+app.command("serve", no_args_is_help=True)(serve.serve)
+app.command("replay", no_args_is_help=True)(replay.replay)
 app.command("evaluate", no_args_is_help=True)(evaluate.evaluate)
 app.command("evaluate compare", no_args_is_help=True, hidden=True)(compare.compare)
 app.command("finetune", no_args_is_help=True)(finetune.finetune)

@@ -41,7 +41,10 @@ def predict(
         typer.Option(
             "-o",
             "--output",
-            help="The mask: .nii.gz, .nrrd, .seg.nrrd, .png, .npz, .mha or .dcm (DICOM SEG). With --auto, or a folder.",
+            help=(
+                "The mask: .nii.gz, .nrrd, .seg.nrrd, .png, .npz, .mha, .dcm (DICOM SEG) or .rtstruct.dcm. "
+                "With --auto, or a folder."
+            ),
         ),
     ] = None,
     auto: Annotated[
@@ -223,7 +226,7 @@ def predict(
             else:
                 result = session.find(targets, mode=mode, carry=carry, progress=advance)
         results = {masks[one.objects[0].label]: one for one in each} if masks else {output: result} if output else {}
-        if per_class:  # a DICOM SEG cannot hold an empty mask; the class is told to be absent all the same
+        if per_class:  # DICOM cannot hold an empty mask; the class is told to be absent all the same
             results = {path: one for path, one in results.items() if path.suffix != ".dcm" or one.mask.any()}
         written = list(results)
         _write(session, result, results, preview, overwrite=overwrite)
@@ -346,11 +349,14 @@ def _check_outputs(
             _check_not_the_image(picture, path)
     if output is None:
         return
+    from palpate.images.formats import mask_suffix_of
+
     source = picture.source
     suffix = output.suffix.lower()
     if suffix == ".dcm" and (source is None or source.format != "dicom"):
+        kind = "an RTSTRUCT" if mask_suffix_of(output) == ".rtstruct.dcm" else "a DICOM SEG"
         raise OutputError(
-            "a DICOM SEG refers to the DICOM images it was drawn on, and this image is not DICOM; "
+            f"{kind} refers to the DICOM images it was drawn on, and this image is not DICOM; "
             "write the mask as .nii.gz or .nrrd"
         )
     if suffix == ".png" and picture.is_volume:

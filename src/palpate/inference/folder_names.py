@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from palpate.errors import OutputError, SettingError
-from palpate.images.formats import suffix_of
+from palpate.images.formats import mask_suffix_of, suffix_of
 from palpate.inference.folder_images import Entry
 from palpate.inference.runtimes import FindingRuntime
 from palpate.inference.session import Session
@@ -83,7 +83,7 @@ def named_masks(output: Path, session: Session) -> dict[int, Path]:
     """
     if not isinstance(session.runtime, FindingRuntime):
         raise SettingError(f"{session.runtime.model} has no learned prompts; load a file that `palpate learn` made")
-    suffix = suffix_of(output)
+    suffix = mask_suffix_of(output)
     stem = output.name[: len(output.name) - len(suffix)]
     names = names_of(session.runtime.classes)
     return {value: output.with_name(f"{stem}_{name}{suffix}") for value, name in names.items()}

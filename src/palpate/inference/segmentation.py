@@ -103,7 +103,7 @@ class Segmentation:
         return {item.label: item.name for item in self.objects if item.name}
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the label map; the suffix decides the format (NIfTI, NRRD, PNG, npz, DICOM SEG).
+        """Write the label map; the suffix decides the format (NIfTI, NRRD, PNG, npz, DICOM SEG or RTSTRUCT).
 
         Raises:
             OutputError: see `palpate.images.write_mask`.

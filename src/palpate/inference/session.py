@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import cast, get_args
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image as Picture
 
 from palpate.errors import PromptError, SettingError, UnsupportedPrompt
@@ -147,6 +147,17 @@ class Session:
         if len(slices) == 1:
             self._embedding(0)
 
+    def sibling(self, *, memory_bytes: int = 2**30) -> Session:
+        """Another session on the same runtime, with an image and a memory of its own."""
+        return Session(
+            self.runtime,
+            memory_bytes=memory_bytes,
+            cache=self._cache,
+            intensity=self._intensity,
+            modality=self._modality,
+            notes=self.notes,
+        )
+
     @property
     def slices(self) -> UInt8[np.ndarray, "..."]:
         """The image as the model gets to see it, 0..255: (slice, row, column), colour last; a picture has one slice.
@@ -248,6 +259,28 @@ class Session:
             provenance=self._provenance(scene, overlap, until_end=until_end),
             notes=(*self.notes, *notes),
         )
+
+    def masks(self, targets: Sequence[Target]) -> list[Bool[np.ndarray, "row column"]]:
+        """The mask of each target on its own slice, as `predict` gives it, whatever the others claim.
+
+        Slice ranges only say which slice that is; nothing is carried. Prompts of a slice are decoded as one batch, so
+        many variants of one prompt cost little more than one of them.
+
+        Raises:
+            PromptError: a prompt that makes no sense on this image, or no target.
+            UnsupportedPrompt: the model does not take a prompt of this kind.
+        """
+        scene = self._ready()
+        if not targets:
+            raise PromptError("nothing to segment: give at least one box, point, scribble or mask")
+        tracks = [self._track(self._placed(target, scene, {}), scene, until_end=False) for target in targets]
+        found: dict[int, Bool[np.ndarray, "row column"]] = {}
+        for z in sorted({track.start for track in tracks}):
+            members = [i for i, track in enumerate(tracks) if track.start == z]
+            answers = self._answers(z, [tracks[i].prompt for i in members])
+            for i, answer in zip(members, answers, strict=True):
+                found[i] = self.runtime.frame.image(answer.logits, scene.shape) > 0
+        return [found[i] for i in range(len(tracks))]
 
     def find(
         self,

@@ -7,6 +7,8 @@ and nothing is overwritten unasked.
 
 from __future__ import annotations
 
+import colorsys
+import math
 import os
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -52,6 +54,7 @@ _WRITERS: dict[str, str] = {
     ".png": "raster",
     ".npz": "npz",
     ".dcm": "dicom",
+    ".rtstruct.dcm": "rtstruct",
 }
 
 
@@ -60,23 +63,39 @@ class Mask:
     """A label map on its way to a file.
 
     `labels` has the geometry's shape; 0 is background. `names` gives segments their names; a label without one is
-    called `label N`. `description` says who made it (model and weights), for formats that can carry it.
+    called `label N`. `description` says who made it (model and weights), and `colours` gives labels theirs (red, green,
+    blue, each 0 to 255), for formats that can carry them.
     """
 
     labels: np.ndarray
     geometry: Geometry
     names: Mapping[int, str] = field(default_factory=dict[int, str])
     description: str = "palpate"
+    colours: Mapping[int, tuple[int, int, int]] = field(default_factory=dict[int, tuple[int, int, int]])
 
     def name(self, label: int) -> str:
         """The segment's name."""
         return self.names.get(label, f"label {label}")
+
+    def colour(self, label: int) -> tuple[int, int, int]:
+        """The segment's colour as (red, green, blue); for one without, a colour that each label always gets."""
+        if label in self.colours:
+            return self.colours[label]
+        # Steps of the golden ratio around the hue circle never come back to a colour used before.
+        hue = (0.02 + (label - 1) * (math.sqrt(5) - 1) / 2) % 1
+        red, green, blue = colorsys.hsv_to_rgb(hue, (0.75, 0.5, 1.0)[label % 3 - 1], (0.95, 0.9, 0.7)[label % 3 - 1])
+        return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def suffix_of(path: Path, known: Mapping[str, str] = _READERS) -> str:
     """The longest known suffix of a path, in lower case; an empty string if none fits."""
     name = path.name.lower()
     return max((s for s in known if name.endswith(s)), key=len, default="")
+
+
+def mask_suffix_of(path: Path) -> str:
+    """The longest suffix of a path that says how a mask is written: `.seg.nrrd` where an image would be an `.nrrd`."""
+    return suffix_of(path, _WRITERS)
 
 
 def read(path: str | Path, *, series: str | None = None) -> Image:
@@ -113,11 +132,11 @@ def write_mask(path: str | Path, mask: Mask, *, overwrite: bool = False) -> None
 
     Raises:
         OutputError: unknown suffix, file exists, folder missing or not writable, or a format that cannot hold
-            this mask (a volume in a PNG, a DICOM SEG without a DICOM source).
+            this mask (a volume in a PNG, a DICOM SEG or an RTSTRUCT without a DICOM source).
     """
     path = Path(path)
     check_writable(path, overwrite=overwrite)
-    write: Callable[[Path, Mask], None] = _module(_WRITERS[suffix_of(path, _WRITERS)]).write_mask
+    write: Callable[[Path, Mask], None] = _module(_WRITERS[mask_suffix_of(path)]).write_mask
     with replacing(path, overwrite=overwrite) as temporary:
         write(temporary, mask)
 
@@ -143,7 +162,7 @@ def replacing(path: Path, *, overwrite: bool) -> Generator[Path, None, None]:
 
     It keeps the suffix, because many writers choose the format by it.
     """
-    suffix = suffix_of(path, _WRITERS) or path.suffix
+    suffix = mask_suffix_of(path) or path.suffix
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name.split('.')[0]}-", suffix=suffix, dir=path.parent)
     except OSError as error:

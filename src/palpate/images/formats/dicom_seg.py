@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import highdicom
@@ -20,11 +19,11 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from palpate.errors import FormatError, GeometryError, OutputError
+from palpate.errors import OutputError
 from palpate.images.formats import Mask
-from palpate.images.formats.dicom import DAMAGE, damage_named, dataset_of, forgiving, planes_of
-from palpate.images.formats.dicom_geometry import Plane, plane_affine, stack
-from palpate.images.geometry import Affine
+from palpate.images.formats.dicom import DAMAGE, forgiving
+from palpate.images.formats.dicom_geometry import Plane
+from palpate.images.formats.dicom_sources import drawn_labels, palpate_version, short, sources_of
 
 WHOLE_GRID_BYTES = 2**28
 """Up to this size every segment stores all slices, its empty ones included.
@@ -33,13 +32,10 @@ Readers that take the stored frames for the whole volume (highdicom's `get_volum
 image. Above it (a hundred organs on a thorax) empty frames are left out, and readers must place frames by position.
 """
 
-GRID_TOLERANCE_MM = 1e-2
-"""How far a mask's corner may lie from the source images' before it counts as another grid."""
-
 SERIES_NUMBER = 900
 
-_MAX_SEGMENTS = 65535
-_LONG_STRING = 64  # characters in DICOM's LO
+_MOST_SEGMENTS = 65535
+_KIND = "a DICOM SEG"
 
 # CID 7150 in the wording of 3D Slicer and dcmqi, whose colours and menus know it by this code.
 _ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
@@ -128,20 +124,22 @@ def write_mask(path: Path, mask: Mask) -> None:
         OutputError: the mask was not drawn on DICOM images, these are gone or changed, they lie on another grid, or
             there is nothing to write.
     """
-    labels = _labels(mask)
+    labels = drawn_labels(mask, _KIND, most=_MOST_SEGMENTS)
     with forgiving():
-        sources, order = _sources(mask)
+        sources = sources_of(mask, _KIND)
+        _complete(sources.datasets, sources.planes)
+    order = sources.order
     frames = np.zeros((len(order), *mask.labels.shape[-2:]), dtype=np.uint8 if len(labels) < 256 else np.uint16)
     for frame, slice_ in zip(order, mask.labels.reshape(frames.shape), strict=True):
         # Segment numbers are places in the sorted list of labels, counted from 1; background stays 0.
         frames[frame] = np.searchsorted([0, *labels], slice_)
-    description = _short(mask.description)
+    description = short(mask.description)
     # highdicom and pydicom warn about source values that break a rule and are only passed on (a name without a ^).
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|highdicom)\.")
         try:
             seg = Segmentation(
-                source_images=sources,
+                source_images=sources.datasets,
                 pixel_array=frames,
                 segmentation_type="BINARY",
                 segment_descriptions=_descriptions(labels, mask),
@@ -151,19 +149,19 @@ def write_mask(path: Path, mask: Mask) -> None:
                 instance_number=1,
                 manufacturer="palpate",
                 manufacturer_model_name="palpate",
-                software_versions=_version(),
+                software_versions=palpate_version(),
                 device_serial_number="0",  # required, and software has none
                 transfer_syntax_uid=ExplicitVRLittleEndian,
                 content_label="PALPATE",
                 content_description=description,
-                series_description=_short(f"Segmentation by {mask.description}"),
+                series_description=short(f"Segmentation by {mask.description}"),
                 omit_empty_frames=frames.size * len(labels) // 8 > WHOLE_GRID_BYTES,
                 # Names of segments and of patients may be in any script.
                 specific_character_set="ISO_IR 192",
             )
             if "FrameOfReferenceUID" not in seg:
                 # Without a place in the patient, the standard wants to hear at least how the patient was turned.
-                seg.PatientOrientation = sources[0].get("PatientOrientation") or ""
+                seg.PatientOrientation = sources.datasets[0].get("PatientOrientation") or ""
             seg.save_as(path)
         except DAMAGE as error:
             # highdicom checks its sources while it writes and raises plain built-in exceptions.
@@ -194,27 +192,11 @@ def segment_code(name: str) -> tuple[Code, Code, Code | None]:
     return _ANATOMY, _TISSUE, side
 
 
-def _labels(mask: Mask) -> list[int]:
-    """The labels that become segments, in rising order: those named and those drawn."""
-    if mask.labels.dtype.kind not in "bui" or (mask.labels.size and int(mask.labels.min()) < 0):
-        raise OutputError("a label map holds whole numbers from 0 on; round the mask, and give labels positive values")
-    # Slice by slice: sorting a whole thorax at once takes many times its memory.
-    drawn = {int(label) for slice_ in np.atleast_2d(mask.labels) for label in np.unique(slice_)}
-    labels = sorted((drawn | set(mask.names)) - {0})
-    if not labels:
-        raise OutputError(
-            "the mask is empty, and a DICOM SEG needs at least one segment; name the label, or write .nii.gz"
-        )
-    if len(labels) > _MAX_SEGMENTS:
-        raise OutputError(f"{len(labels)} labels do not fit a DICOM SEG ({_MAX_SEGMENTS} at most); write .nii.gz")
-    return labels
-
-
 def _descriptions(labels: Sequence[int], mask: Mask) -> list[SegmentDescription]:
     algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=_short("palpate" if mask.description == "palpate" else f"palpate, {mask.description}"),
+        name=short("palpate" if mask.description == "palpate" else f"palpate, {mask.description}"),
         family=_ARTIFICIAL_INTELLIGENCE,
-        version=_version(),
+        version=palpate_version(),
         source="palpate",
         parameters={"model": mask.description},
     )
@@ -223,13 +205,16 @@ def _descriptions(labels: Sequence[int], mask: Mask) -> list[SegmentDescription]
         category, kind, side = segment_code(mask.name(label))
         segment = SegmentDescription(
             segment_number=number,
-            segment_label=_short(mask.name(label)),
+            segment_label=short(mask.name(label)),
             segmented_property_category=category,
             segmented_property_type=kind,
             algorithm_type="SEMIAUTOMATIC",
             algorithm_identification=algorithm,
         )
         segment.SegmentDescription = f"label value {label}"
+        if label in mask.colours:
+            lab = highdicom.color.CIELabColor.from_rgb(*mask.colours[label])
+            segment.RecommendedDisplayCIELabValue = list(lab.value)
         if side is not None:
             modifier = highdicom.sr.CodedConcept.from_code(side)
             segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
@@ -237,94 +222,13 @@ def _descriptions(labels: Sequence[int], mask: Mask) -> list[SegmentDescription]
     return described
 
 
-def _short(text: str) -> str:
-    """Text that fits DICOM's LO: one line, no backslash (it separates values), 64 characters."""
-    return re.sub(r"[\x00-\x1f\\]+", " ", text).strip()[:_LONG_STRING] or "palpate"
-
-
-def _version() -> str:
-    try:
-        return version("palpate")
-    except PackageNotFoundError:  # run from a checkout
-        return "unknown"
-
-
-def _sources(mask: Mask) -> tuple[list[Dataset], list[int]]:
-    """The source data sets (without pixels) as highdicom needs them, and the frame that each slice of the mask is."""
-    source = mask.geometry.source
-    if source is None or source.format != "dicom" or not source.files:
-        raise OutputError(
-            "a DICOM SEG refers to the DICOM images it was drawn on, and this mask was not drawn on DICOM; "
-            "write it as .nii.gz or .nrrd"
-        )
-    try:
-        datasets = [dataset_of(file, pixels=False) for file in source.files]
-        planes: list[Plane] = []
-        for dataset, file in zip(datasets, source.files, strict=True):
-            with damage_named(file):
-                planes += planes_of(dataset, file)
-        order, affine = ([0], plane_affine(planes[0])) if len(planes) == 1 else stack(planes, what=str(source.path))
-    except (FormatError, GeometryError) as error:
-        raise OutputError(
-            f"the images that the mask was drawn on have changed or cannot carry a SEG: {error}"
-        ) from error
-    if len(planes) < sum(int(one.get("NumberOfFrames") or 1) for one in datasets):
-        raise OutputError(
-            f"the frames of {source.path} have no ImagePositionPatient, so a DICOM SEG cannot say where it lies; "
-            "write the mask as .nii.gz instead"
-        )
-    expected = (planes[0].rows, planes[0].columns)
-    if mask.labels.shape != (expected if len(planes) == 1 else (len(planes), *expected)):
-        raise OutputError(
-            f"the mask has the shape {mask.labels.shape}, its source images {len(planes)} x {expected}; "
-            "bring it back to the grid of the images, or write .nii.gz"
-        )
-    _check_grid(mask, affine)
-    _complete(datasets, planes)
-    return [*datasets], order
-
-
-def _check_grid(mask: Mask, affine: Affine) -> None:
-    extent = (1, *mask.labels.shape)[-3:]
-    far = np.array([extent[2] - 1, extent[1] - 1, extent[0] - 1, 1])
-    for corner in (np.array([0, 0, 0, 1]), far):
-        if np.linalg.norm((affine - mask.geometry.affine) @ corner) > GRID_TOLERANCE_MM:
-            raise OutputError(
-                "the mask lies elsewhere than its source images (was it resampled, flipped or cropped?); "
-                "bring it back to the grid of the images, or write .nii.gz"
-            )
-
-
 def _complete(datasets: Sequence[Dataset], planes: Sequence[Plane]) -> None:
-    """Fill in, in memory only, what highdicom requires of its sources and research files lack."""
+    """Fill in, in memory only, what highdicom requires of its sources beside what every object needs."""
     first = datasets[0]
-    for keyword in ("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID"):
-        if any(not one.get(keyword) for one in datasets):
-            raise OutputError(
-                f"the source images have no {keyword}, so a DICOM SEG cannot refer to them; write .nii.gz instead"
-            )
-    placed = planes[0].placed
     for one in datasets:
-        for keyword in (
-            "PatientID",
-            "PatientName",
-            "PatientBirthDate",
-            "PatientSex",
-            "AccessionNumber",
-            "StudyID",
-            "StudyDate",
-            "StudyTime",
-        ):
-            if keyword not in one:
-                setattr(one, keyword, "")
-        for keyword, needed in (("StudyInstanceUID", True), ("FrameOfReferenceUID", placed)):
-            # One series has one of each; where files disagree (careless anonymisation), the first speaks for all.
-            derived = generate_uid(entropy_srcs=[str(first.SeriesInstanceUID), keyword])
-            if needed or first.get(keyword):
-                setattr(one, keyword, first.get(keyword) or derived)
         if "Modality" not in one:
             one.Modality = "OT"
-    if not placed:
+    if not planes[0].placed:
         return
     spacing, orientation = planes[0].spacing, planes[0].orientation
     assert orientation is not None  # the plane is placed

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import Shaped
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.spatialimages import HeaderDataError
@@ -88,16 +89,10 @@ def write_mask(path: Path, mask: Mask) -> None:
     """
     labels = unsigned_labels(mask).T
     source = _source_header(mask)
-    wide = isinstance(source, Nifti2Header) or max(labels.shape) > np.iinfo(np.int16).max
-    kind = Nifti2Image if wide else Nifti1Image
     if source is None:
-        image = kind(labels, mask.geometry.affine)
-        header: Nifti1Header = image.header
-        header.set_xyzt_units("mm")
-        header.set_sform(mask.geometry.affine, code="scanner")
-        # A quaternion cannot hold shear (gantry tilt); a wrong qform beside a right sform is worse than none.
-        header.set_qform(mask.geometry.affine, code="unknown" if _sheared(mask.geometry.affine) else "scanner")
+        header = _placed_header(labels, mask.geometry.affine)
     else:
+        kind = Nifti2Image if isinstance(source, Nifti2Header) else _kind_for(labels)
         header = kind(labels, np.eye(4)).header
         for field in _PLACE:
             header[field] = source[field]
@@ -106,7 +101,40 @@ def write_mask(path: Path, mask: Mask) -> None:
     header["cal_min"], header["cal_max"] = 0, labels.max()
     header["descrip"] = mask.description.encode("ascii", "replace")[:79]
     # Without an affine nibabel leaves the header's own as it is.
-    nib.save(kind(labels, None, header), path)
+    nib.save((Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image)(labels, None, header), path)
+
+
+def write_grey(path: Path, array: Shaped[np.ndarray, "..."], affine: Affine) -> None:
+    """Write the grey values of an image, (z, y, x) or (y, x), on the grid of an affine (RAS+, in mm).
+
+    Values keep their type where readers know it: bool becomes uint8, float16 float32, and integers of 64 bits become
+    int32, or float64 where they do not fit.
+    """
+    values = array.T
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    elif values.dtype == np.float16:
+        values = values.astype(np.float32)
+    elif values.dtype.kind in "ui" and values.dtype.itemsize == 8:
+        most = np.iinfo(np.int32)
+        fits = values.size == 0 or (int(values.min()) >= most.min and int(values.max()) <= most.max)
+        values = values.astype(np.int32 if fits else np.float64)
+    header = _placed_header(values, affine)
+    header.set_data_dtype(values.dtype)
+    nib.save((Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image)(values, None, header), path)
+
+
+def _kind_for(array: Shaped[np.ndarray, "..."]) -> type[Nifti1Image]:
+    return Nifti2Image if max(array.shape) > np.iinfo(np.int16).max else Nifti1Image
+
+
+def _placed_header(array: Shaped[np.ndarray, "..."], affine: Affine) -> Nifti1Header:
+    header: Nifti1Header = _kind_for(array)(array, affine).header
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, code="scanner")
+    # A quaternion cannot hold shear (gantry tilt); a wrong qform beside a right sform is worse than none.
+    header.set_qform(affine, code="unknown" if _sheared(affine) else "scanner")
+    return header
 
 
 def _read_header(stream: io.BufferedIOBase, path: Path) -> _Header:

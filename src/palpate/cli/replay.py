@@ -1,0 +1,85 @@
+"""`palpate replay RECORD`: make the masks of an annotation again, from what was drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from palpate.cli.terminal import counting, note, reporting_errors, say, say_json
+from palpate.errors import InputError
+
+DIFFERS = 3
+
+
+def replay(
+    record: Annotated[Path, typer.Argument(metavar="RECORD", help="The .prompts.json of an export.")],
+    image: Annotated[Path, typer.Option(help="The image that it was drawn on.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Where the label map goes; the suffix decides."),
+    ] = None,
+    series: Annotated[str | None, typer.Option(help="Which series, where IMAGE holds several.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another model than the record's.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="The adapter file, where it is elsewhere now.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
+    runtime: Annotated[str, typer.Option(help="auto, openvino, onnxruntime or torch.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+) -> None:
+    """Make the masks of an annotation again, and say whether they are the same.
+
+    palpate replay liver-042.prompts.json --image liver-042.nii.gz -o again.nii.gz
+
+    The status is 0 where every voxel is the same, and 3 where some differ (another model, runtime or processor).
+    """
+    with reporting_errors(as_json=as_json):
+        from palpate.images import read, write_mask
+        from palpate.images.formats import Mask, check_writable
+        from palpate.inference.loading import load
+        from palpate.server.opened import OpenImage
+        from palpate.server.record import map_hash, replayed
+
+        if output is not None:
+            check_writable(output, overwrite=overwrite)
+        content = _read(record)
+        loaded = cast("dict[str, Any]", content.get("load") or {})
+        made = None if loaded.get("adapter") is None else Path(str(loaded["adapter"]))
+        session = load(
+            model or loaded.get("model"),
+            adapter=adapter or made,
+            weights=weights,
+            runtime=runtime,
+            precision=str(loaded.get("precision") or "float32"),
+            tell=None if as_json else note,
+        )
+        if content.get("weights_hash") != session.runtime.weights_hash:
+            note(f"the record was made by {content.get('model')} with other weights, so masks may differ")
+        opened = OpenImage(read(image, series=series), session.sibling)
+        with counting("replaying", "actions", enabled=not as_json) as progress:
+            labels = replayed(content, opened, progress=progress)
+        same = map_hash(labels) == content.get("labels_sha256")
+        names = {int(one["value"]): str(one["name"]) for one in content.get("labels", [])}
+        if output is not None:
+            write_mask(output, Mask(labels, opened.image.geometry, names), overwrite=overwrite)
+        if as_json:
+            say_json({"same": same, "output": None if output is None else str(output)})
+        else:
+            say([("same masks", "yes, every voxel" if same else "no"), ("made by", session.runtime.describe())])
+        if not same:
+            raise typer.Exit(DIFFERS)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from palpate.server.record import check_record
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"cannot read the record {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    check_record(content)
+    return cast("dict[str, Any]", content)

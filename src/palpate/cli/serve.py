@@ -1,0 +1,147 @@
+"""`palpate serve FOLDER`: annotate in the browser, or from programs that speak MONAI Label or nnInteractive."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from palpate.cli.terminal import note, reporting_errors, say
+from palpate.errors import InputError, SettingError
+from palpate.models import DEFAULT
+
+PORT = 8000
+"""MONAI Label's own, so that its clients find us where they look."""
+
+SESSION_BYTES = 2**26
+"""What a session may keep of its image's embeddings in memory; the others go to a temporary file. A case that is open
+has up to three sessions, one for each axis."""
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The images: files, and DICOM series in folders.")],
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help=f"Where to listen (default: {PORT}, or a free one).")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Which address to listen on; others than this machine need a token.")] = (
+        "127.0.0.1"
+    ),
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help=f"A name from `palpate models`, or an adapter file (default: {DEFAULT}).")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="What `palpate finetune` made.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="auto, openvino, onnxruntime or torch.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    state: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where annotations are kept (default: FOLDER/.palpate).")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="What a client must say to be let in (default: drawn anew at each start).")
+    ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let every program of this machine in; only on 127.0.0.1.")
+    ] = False,
+    max_open: Annotated[int, typer.Option(min=1, max=256, help="How many cases may be open at once.")] = 16,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also keep embeddings on disk, in this folder.")
+    ] = None,
+) -> None:
+    """Annotate the images of a folder: boxes, clicks and scribbles in the browser, nothing ever lost.
+
+    Here:             palpate serve scans/
+
+    From 3D Slicer:   palpate serve scans/ --no-browser    (MONAI Label or nnInteractive, at the printed address)
+
+    Stop with Ctrl-C; the same command goes on where you were.
+    """
+    with reporting_errors(kept=lambda: "everything that was done is kept; the same command goes on"):
+        if no_token and host not in ("127.0.0.1", "localhost", "::1"):
+            raise SettingError(
+                "--no-token lets everybody in who reaches this machine; leave --host out, or the token in"
+            )
+        if no_token and token is not None:
+            raise SettingError("--token and --no-token exclude each other; give one of them")
+        if token is not None and len(token) < 8:
+            raise SettingError("a token of fewer than 8 characters is soon guessed; give a longer one, or leave it out")
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}; give the folder that the images are in")
+        listening = _listen(host, port)
+        try:
+            import uvicorn
+
+            from palpate.inference.embedding_cache import EmbeddingCache
+            from palpate.inference.loading import load
+            from palpate.server.app import LOOPBACK, make_app
+            from palpate.server.desk import Desk
+            from palpate.server.jobs import Jobs
+            from palpate.server.teaching import Teaching
+
+            kept = None if cache is None else EmbeddingCache(cache)
+            session = load(
+                model,
+                adapter=adapter,
+                weights=weights,
+                device=device,
+                runtime=runtime,
+                precision=precision,
+                cache=kept,
+                tell=note,
+            )
+            for words in session.notes:
+                note(words)
+            desk = Desk(folder, lambda: session.sibling(memory_bytes=SESSION_BYTES), state=state, max_open=max_open)
+            jobs = Jobs()
+            teaching = Teaching(
+                desk, desk.state / "learned", jobs, model=model, weights=weights, device=device, cache=cache
+            )
+            secret = None if no_token else token or secrets.token_urlsafe(24)
+            names = [*LOOPBACK, host, *([socket.gethostname()] if host not in LOOPBACK else [])]
+            loaded = {"model": model, "adapter": None if adapter is None else str(adapter), "precision": precision}
+            app = make_app(desk, jobs, teaching, session, token=secret, hosts=names, loaded=loaded)
+            number = listening.getsockname()[1]
+            shown = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
+            page = f"http://{shown}:{number}/" + (f"?token={secret}" if secret else "")
+            found = desk.cases()
+            say(
+                [
+                    ("images", f"{len(found)} in {folder}"),
+                    ("model", f"{session.runtime.model} on {session.runtime.describe()}"),
+                    ("page", page),
+                    ("programs", f"http://{shown}:{number}" + (f"  token {secret}" if secret else "")),
+                    ("3D Slicer", f"http://{shown}:{number}" + (f"/key/{secret}" if secret else "")),
+                    ("kept in", str(desk.state)),
+                ]
+            )
+            if not no_browser:
+                threading.Timer(1.0, webbrowser.open, [page]).start()
+            config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+            uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            listening.close()
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    """A socket at the port that was asked for; where none was, at the usual one or any that is free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for number in (PORT, 0) if port is None else (port,):
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, number))
+        except OSError as error:
+            listening.close()
+            if port is not None or number == 0:
+                raise SettingError(
+                    f"cannot listen on {host}:{number} ({error.strerror or error}); choose another --port"
+                ) from None
+        else:
+            return listening
+    raise AssertionError("one of the two ports answers or raises")

@@ -1,0 +1,412 @@
+"""The desk that a person works at: the cases of a folder, who has which open, labels, and what is known of each.
+
+All routers speak to this; it knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+
+from palpate.errors import InputError, OutputError, PalpateError
+from palpate.images import read
+from palpate.images.formats import suffix_of
+from palpate.images.image import Image
+from palpate.inference.folder_images import Entry, images_in
+from palpate.inference.session import Session
+from palpate.server.annotation import DRAFT, Annotation, Policy, Rules
+from palpate.server.journal import Journal
+from palpate.server.leases import Full, Leases
+from palpate.server.opened import OpenImage
+
+STATE = ".palpate"
+"""The folder beside the images in which the annotations are."""
+
+MAX_OPEN = 16
+"""Cases that may be open at once."""
+
+IMAGE_BYTES = 4 * 2**30
+"""What images may take that nobody has open at the moment."""
+
+Status = Literal["untouched", "started", "guessed", "done", "damaged"]
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,120}")
+
+_COLOURS = (
+    "#f2b134", "#4fb0e8", "#7bd389", "#e86a92", "#b89cf0", "#f28f5b", "#58d6c9", "#d9d04f",
+    "#ef6f6c", "#8fb8ff", "#a3c65c", "#d68fd6", "#c9a27a", "#6fd0f2", "#f0c5a0", "#9adfb4",
+)  # fmt: skip
+
+
+class UnknownCase(InputError):
+    """There is no such case in the folder."""
+
+
+class InUse(InputError):
+    """Something is still needed, so it cannot go."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label: its value in label maps (1 to 254), name, colour (#rrggbb), and whether nobody may change its voxels."""
+
+    value: int
+    name: str
+    colour: str
+    locked: bool = False
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """The colour as three numbers of 0 to 255."""
+        return int(self.colour[1:3], 16), int(self.colour[3:5], 16), int(self.colour[5:7], 16)
+
+
+@dataclass(frozen=True)
+class CaseStatus:
+    """What the list of cases says of one. `agreement` is the lowest of its objects, None where none was measured."""
+
+    id: str
+    name: str
+    kind: Literal["volume", "picture"]
+    status: Status
+    labels: tuple[int, ...] = ()
+    agreement: float | None = None
+    note: str = ""
+
+
+class Desk:
+    """The cases of a folder.
+
+    `make_session` gives a new session on the model; `state` is where the journal is (default: a hidden folder beside
+    the images). At most `max_open` cases are open at once.
+
+    Raises:
+        FormatError: no such folder. OutputError: the state cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        make_session: Callable[[], Session],
+        *,
+        state: Path | None = None,
+        max_open: int = MAX_OPEN,
+        image_bytes: int = IMAGE_BYTES,
+        leases: Leases | None = None,
+    ) -> None:
+        self.folder = folder
+        self.state = state or folder / STATE
+        self.leases = leases or Leases(most=max_open)
+        self._make_session = make_session
+        self._image_bytes = image_bytes
+        self._lock = threading.RLock()
+        self._opening: dict[str, threading.Lock] = {}
+        self._open: OrderedDict[str, OpenImage] = OrderedDict()
+        self._annotations: dict[str, Annotation] = {}
+        self._damage: dict[str, str] = {}
+        self._entries: dict[str, Entry] = {}
+        self.rescan()
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot keep annotations in {self.state} ({error.strerror or error}); say where with --state FOLDER"
+            ) from error
+        self.journal = Journal(self.state / "journal.sqlite")
+        if not self.journal.labels():
+            self.journal.set_label(1, "object", _COLOURS[0], locked=False)
+
+    def close(self) -> None:
+        """Let go of everything; what was done is kept."""
+        self.journal.close()
+
+    # Cases.
+
+    def rescan(self) -> None:
+        """Look again which images the folder holds."""
+        entries, _ = images_in(self.folder, leave_out=[self.state])
+        found: dict[str, Entry] = {}
+        for entry in entries:
+            found[_id_of(entry, found)] = entry
+        with self._lock:
+            self._entries = found
+
+    def cases(self, order: str = "name") -> list[CaseStatus]:
+        """All cases by name, or (`agreement`) the least certain first: those that nothing is known of come last."""
+        known = self.journal.cases()
+        listed = [self._status(case, entry, known.get(case)) for case, entry in self._entries.items()]
+        if order == "agreement":
+            listed.sort(key=lambda one: (one.agreement is None, one.agreement or 0.0))
+        return listed
+
+    def status(self, case: str) -> CaseStatus:
+        """What is known of a case.
+
+        Raises:
+            UnknownCase: there is none of that name.
+        """
+        return self._status(case, self.entry(case), self.journal.cases().get(case))
+
+    def set_done(self, case: str, done: bool) -> None:
+        """Note that a case is finished, or is not."""
+        self.entry(case)
+        self.journal.set_case(case, done=done)
+
+    def judge(self, case: str, agreement: float) -> None:
+        """Note how certain an object of a case is; a case is as certain as its least certain object."""
+        known = self.status(case).agreement
+        self.journal.set_case(case, agreement=agreement if known is None else min(known, agreement))
+
+    def finished(self) -> list[str]:
+        """The cases that are done."""
+        return [one.id for one in self.cases() if one.status == "done"]
+
+    def entry(self, case: str) -> Entry:
+        """Where a case comes from.
+
+        Raises:
+            UnknownCase: there is none of that name.
+        """
+        entry = self._entries.get(case) if _ID.fullmatch(case) else None
+        if entry is None:
+            raise UnknownCase(f"there is no case {case[:120]!r} in this folder; the list of cases says which there are")
+        return entry
+
+    def image(self, case: str) -> Image:
+        """The image of a case."""
+        return self.opened(case).image
+
+    def opened(self, case: str) -> OpenImage:
+        """A case's image, read unless it is in memory.
+
+        Raises:
+            UnknownCase: no such case. FormatError and others: the image cannot be read.
+        """
+        entry = self.entry(case)
+        with self._lock:
+            turn = self._opening.setdefault(case, threading.Lock())
+        with turn:  # two who open one case read it once
+            with self._lock:
+                if case in self._open:
+                    self._open.move_to_end(case)
+                    return self._open[case]
+            if entry.damage:
+                raise InputError(entry.damage)
+            try:
+                opened = OpenImage(read(entry.path, series=entry.series), self._make_session)
+            except PalpateError as error:
+                self._damage[case] = str(error)
+                raise
+            except MemoryError:
+                raise Full(f"there is not enough memory to open {case} at the moment; close another case") from None
+            self._damage.pop(case, None)
+            with self._lock:
+                self._open[case] = opened
+                self._let_go(keep=case)
+            return opened
+
+    def annotation(self, case: str) -> Annotation:
+        """The work on a case."""
+        opened = self.opened(case)
+        with self._lock:
+            annotation = self._annotations.get(case)
+        if annotation is None or annotation.opened is not opened:
+            annotation = Annotation(case, opened, self.journal)
+            with self._lock:
+                # Whoever came first has made the one that all use.
+                there = self._annotations.get(case)
+                if there is not None and there.opened is opened:
+                    return there
+                self._annotations[case] = annotation
+            self.journal.set_case(case, image=self.entry(case).name)
+        return annotation
+
+    def session_for(self, image: Image) -> OpenImage:
+        """An image that is in no folder, an upload say, to be prompted."""
+        return OpenImage(image, self._make_session)
+
+    def labels_of(self, case: str) -> np.ndarray:
+        """The label map of a case in array order, uint8."""
+        annotation = self.annotation(case)
+        with annotation.lock:
+            return annotation.labels.copy()
+
+    def put_labels(
+        self, case: str, labels: np.ndarray, names: Mapping[int, str], how: str, *, score: float | None = None
+    ) -> None:
+        """Put a label map that was made elsewhere in place of a case's; it can be undone.
+
+        `labels` are on the image's grid in array order, `how` says where they come from (`import`, `guess`), and
+        `names` are those of its values. Names that the folder has already get its value; others become new labels.
+
+        Raises:
+            InputError: another shape than the image's, a locked label that would change, or too many labels.
+        """
+        ours = self._values_for(names)
+        values = np.zeros(256, dtype=np.uint8)
+        for value in np.unique(labels).tolist():
+            if value:
+                values[value] = ours.get(value, value if 1 <= value < DRAFT else 0)
+        mapped = values[labels]
+        annotation = self.annotation(case)
+        with annotation.lock:
+            there = annotation.labels
+            for label in self.labels():
+                changed = mapped.shape == there.shape and ((mapped == label.value) != (there == label.value)).any()
+                if label.locked and changed:
+                    raise InputError(f"label {label.value} ({label.name}) is locked; unlock it to replace it")
+            annotation.put(mapped, kind=how, body={"names": {str(value): names[value] for value in names}})
+        self.journal.set_case(case, agreement=score)
+
+    # Labels.
+
+    def labels(self) -> list[Label]:
+        """All labels of the folder, by value."""
+        return [Label(value, name, colour, locked) for value, name, colour, locked in self.journal.labels()]
+
+    def label(self, value: int) -> Label:
+        """A label by its value.
+
+        Raises:
+            InputError: there is none.
+        """
+        return _found(self.labels(), value)
+
+    def add_label(self, name: str, colour: str | None = None) -> Label:
+        """A new label with the next free value.
+
+        Raises:
+            InputError: no name, one that is taken, a colour that is none, or all values are taken.
+        """
+        with self._lock:
+            labels = self.labels()
+            value = next((v for v in range(1, DRAFT) if v not in {label.value for label in labels}), None)
+            if value is None:
+                raise InputError(f"all {DRAFT - 1} labels are taken; delete one that is not used")
+            label = Label(value, name, colour or _COLOURS[(value - 1) % len(_COLOURS)])
+            return self._keep(label, labels)
+
+    def change_label(
+        self, value: int, *, name: str | None = None, colour: str | None = None, locked: bool | None = None
+    ) -> Label:
+        """Another name or colour, locked or not.
+
+        Raises:
+            InputError: no such label, or as `add_label`.
+        """
+        with self._lock:
+            labels = self.labels()
+            label = _found(labels, value)
+            changed = replace(
+                label,
+                name=label.name if name is None else name,
+                colour=label.colour if colour is None else colour,
+                locked=label.locked if locked is None else locked,
+            )
+            return self._keep(changed, [one for one in labels if one.value != value])
+
+    def drop_label(self, value: int) -> None:
+        """Forget a label that no case uses.
+
+        Raises:
+            InputError: no such label. InUse: some case has voxels of it, now or in what could be undone.
+        """
+        with self._lock:
+            label = _found(self.labels(), value)
+            for case in self._entries:
+                if value in self.journal.used_labels(case):
+                    raise InUse(f"{label.name} is used in {case}; a label can only be deleted while no case uses it")
+            self.journal.drop_label(value)
+
+    @property
+    def policy(self) -> Policy:
+        """Whether new objects take voxels of other labels."""
+        return cast(Policy, self.journal.setting("policy", "keep"))
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self.journal.set_setting("policy", policy)
+
+    def rules(self) -> Rules:
+        """What may be overwritten now."""
+        return Rules(self.policy, frozenset(label.value for label in self.labels() if label.locked))
+
+    def _keep(self, label: Label, others: list[Label]) -> Label:
+        name = label.name.strip()
+        if not name or len(name) > 64 or not name.isprintable():
+            raise InputError(
+                f"the name {label.name[:70]!r} is not 1 to 64 characters that can be printed; give another"
+            )
+        if any(other.name == name for other in others):
+            raise InputError(f"there is a label {name} already; choose another name")
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", label.colour):
+            raise InputError(f"{label.colour[:20]!r} is no colour; write it as #rrggbb")
+        self.journal.set_label(label.value, name, label.colour.lower(), locked=label.locked)
+        return replace(label, name=name, colour=label.colour.lower())
+
+    def _values_for(self, names: Mapping[int, str]) -> dict[int, int]:
+        """The folder's value of each of somebody else's labels; those it has not are made."""
+        ours: dict[int, int] = {}
+        with self._lock:
+            for value, name in names.items():
+                known = {label.name: label.value for label in self.labels()}
+                ours[value] = known[name] if name in known else self.add_label(name).value
+        return ours
+
+    def _status(self, case: str, entry: Entry, known: tuple[bool, float | None, int, str] | None) -> CaseStatus:
+        done, agreement, actions, kind = known or (False, None, 0, "")
+        damage = entry.damage or self._damage.get(case, "")
+        status: Status = "untouched"
+        if damage:
+            status = "damaged"
+        elif done:
+            status = "done"
+        elif actions:
+            status = "guessed" if kind == "guess" and actions == 1 else "started"
+        opened = self._open.get(case)
+        if opened is not None:
+            is_volume = opened.image.is_volume
+        else:
+            is_volume = entry.series is not None or suffix_of(entry.path) in (
+                ".nii",
+                ".nii.gz",
+                ".nrrd",
+                ".mha",
+                ".mhd",
+            )
+        labels = tuple(sorted(self.journal.used_labels(case))) if actions else ()
+        return CaseStatus(case, entry.name, "volume" if is_volume else "picture", status, labels, agreement, damage)
+
+    def _let_go(self, *, keep: str) -> None:
+        """Forget images that nobody has open, the longest unused first, beyond what memory allows."""
+        held = self.leases.held() | {keep}
+        total = sum(opened.image.array.nbytes for opened in self._open.values())
+        for case in [one for one in self._open if one not in held]:
+            if total <= self._image_bytes and len(self._open) <= self.leases.most:
+                return
+            total -= self._open.pop(case).image.array.nbytes
+            self._annotations.pop(case, None)
+
+
+def _found(labels: list[Label], value: int) -> Label:
+    for label in labels:
+        if label.value == value:
+            return label
+    raise InputError(f"there is no label {value}; there are {', '.join(str(label.value) for label in labels)}")
+
+
+def _id_of(entry: Entry, taken: Mapping[str, Entry]) -> str:
+    """A name for addresses: the entry's own where its characters allow, with a few digits of its hash where not."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", entry.name).strip(".")[:100]
+    if plain == entry.name and plain not in taken:
+        return plain
+    digest = hashlib.sha256(f"{entry.name}\0{entry.series or ''}\0{entry.path.name}".encode()).hexdigest()
+    return f"{plain or 'image'}-{digest[:8]}"

@@ -1,0 +1,180 @@
+"""Images that a client sent for a while, without putting them into the folder: MONAI Label's sessions."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, time
+
+from palpate.errors import FormatError, InputError, PalpateError
+from palpate.images import read
+from palpate.images.image import Image
+from palpate.server.leases import Full
+from palpate.server.opened import OpenImage
+from palpate.server.uploads import IMAGE_SUFFIXES, check_claim, checked_suffix, unpack
+
+EXPIRY_SECONDS = 3600.0
+"""After so long without a question a session ends."""
+
+LONGEST_SECONDS = 24 * 3600.0
+
+MOST = 8
+
+
+class UnknownSession(InputError):
+    """There is no such session, or it has ended."""
+
+
+@dataclass
+class Session:
+    """An image that was sent, and when somebody last asked for it."""
+
+    id: str
+    folder: Path
+    file: Path
+    name: str
+    opened: OpenImage
+    created: float
+    expiry: float
+    used: float
+
+
+class Sessions:
+    """Sessions under names that cannot be guessed; their files lie in `folder`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        open_image: Callable[[Image], OpenImage],
+        *,
+        most: int = MOST,
+        image_bytes: int,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._folder = folder
+        self._open_image = open_image
+        self._most = most
+        self._image_bytes = image_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+
+    def check_room(self) -> None:
+        """Raise what `create` would, before anything is sent.
+
+        Raises:
+            Full: as many sessions as there can be are in use.
+        """
+        with self._lock:
+            self._reap()
+            if len(self._sessions) >= self._most:
+                raise Full(f"{self._most} images were sent and are in use; end a session, or try again later")
+
+    def create(
+        self, files: list[tuple[str, Path]], folder: Path, *, uncompress: bool, expiry: float | None = None
+    ) -> Session:
+        """A session on what lies in a folder of its own: an image, the files of a DICOM series, or a zip archive.
+
+        `files` are the names that the client gave and where the files lie. The folder belongs to the session from
+        now on, and is removed if there is to be none.
+
+        Raises:
+            FormatError and others: not an image. TooMuch: more than is taken. Full: too many sessions.
+        """
+        try:
+            self.check_room()
+            file, image = open_upload(files, folder, uncompress=uncompress, image_bytes=self._image_bytes)
+            now = self._clock()
+            session = Session(
+                id=secrets.token_urlsafe(18),
+                folder=folder,
+                file=file,
+                name=f"image{file.name.partition('.')[1]}{file.name.partition('.')[2]}" if file.is_file() else "series",
+                opened=self._open_image(image),
+                created=time(),
+                expiry=min(max(expiry or EXPIRY_SECONDS, 1.0), LONGEST_SECONDS),
+                used=now,
+            )
+            with self._lock:
+                if len(self._sessions) >= self._most:
+                    raise Full(f"{self._most} images were sent and are in use; end a session, or try again later")
+                self._sessions[session.id] = session
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return session
+
+    def get(self, name: str, *, used: bool = True) -> Session:
+        """The session of that name.
+
+        Raises:
+            UnknownSession: there is none any more.
+        """
+        with self._lock:
+            self._reap()
+            session = self._sessions.get(name)
+            if session is None:
+                raise UnknownSession("this session has ended or never was; send the image again")
+            if used:
+                session.used = self._clock()
+            return session
+
+    def remove(self, name: str) -> None:
+        """End a session and remove its files.
+
+        Raises:
+            UnknownSession: there is none.
+        """
+        self.get(name)
+        with self._lock:
+            self._end(name)
+
+    def _reap(self) -> None:
+        now = self._clock()
+        for name in [name for name, one in self._sessions.items() if now - one.used > one.expiry]:
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        session = self._sessions.pop(name, None)
+        if session is not None:
+            shutil.rmtree(session.folder, ignore_errors=True)
+
+
+def open_upload(
+    files: list[tuple[str, Path]], folder: Path, *, uncompress: bool, image_bytes: int
+) -> tuple[Path, Image]:
+    """The image in what was sent, and its file, or its folder if it is a DICOM series.
+
+    Raises:
+        FormatError and others: not an image, or more than one. TooMuch: it holds more than `image_bytes`.
+    """
+    if uncompress:
+        if len(files) != 1 or not files[0][0].lower().endswith(".zip"):
+            raise FormatError("with uncompress=true one .zip archive is taken; pack the files of one image into it")
+        inside = folder / "unpacked"
+        inside.mkdir(mode=0o700)
+        paths = unpack(files[0][1], inside, most=image_bytes)
+        files[0][1].unlink()
+    else:
+        paths = [path for _, path in files]
+    if len(paths) == 1 and paths[0].suffix not in ("", ".dcm", ".ima", ".dicom"):
+        file = paths[0]
+        check_claim(file, checked_suffix(file.name, IMAGE_SUFFIXES), most=image_bytes)
+    elif len(paths) == 1:
+        file = paths[0]
+    else:
+        file = paths[0].parent
+    try:
+        image = read(file)
+    except PalpateError as error:
+        # Where it lies here is nobody's business.
+        raise type(error)(str(error).replace(str(file), "what was sent").replace(str(folder), "here")) from None
+    except MemoryError:
+        raise Full("there is not enough memory for this image at the moment; send a smaller one") from None
+    if image.array.nbytes > image_bytes:
+        raise FormatError(f"the image holds {image.array.nbytes} bytes, more than is taken; crop it")
+    return file, image
