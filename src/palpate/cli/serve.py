@@ -79,7 +79,7 @@ def serve(
 
             from palpate.inference.embedding_cache import EmbeddingCache
             from palpate.inference.loading import load
-            from palpate.server.app import LOOPBACK, make_app
+            from palpate.server.app import LOOPBACK, PAGE, make_app
             from palpate.server.desk import Desk
             from palpate.server.jobs import Jobs
             from palpate.server.teaching import Teaching
@@ -109,6 +109,11 @@ def serve(
             number = listening.getsockname()[1]
             shown = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
             page = f"http://{shown}:{number}/" + (f"?token={secret}" if secret else "")
+            if not (PAGE / "vendor" / "niivue.js").is_file():
+                note(
+                    "the browser page is not complete: NiiVue is packed when palpate is built, and npm was not there; "
+                    "install Node.js and npm, then palpate once more; programs can be served as it is"
+                )
             found = desk.cases()
             say(
                 [

@@ -28,17 +28,17 @@ BODY_BYTES = 2**20
 _POLICY = "; ".join(
     (
         "default-src 'none'",
-        "script-src 'self' 'wasm-unsafe-eval'",
+        "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' data: blob:",
-        "connect-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "worker-src 'self' blob:",
+        "connect-src 'self'",
+        "img-src 'self' data:",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
     )
 )
+"""The least that the page works with."""
+
 _HEADERS = (
     (b"content-security-policy", _POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),

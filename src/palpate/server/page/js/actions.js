@@ -174,23 +174,24 @@ export function stroke(tool, plane, path) {
 let previewing = false;
 let waiting = null;
 
-/** Show the mask of a prompt that is still being drawn; one is asked for at a time, and only the last one waits. */
+/**
+ * Show the mask of a prompt that is still being drawn. One is asked for at a time, and only the last one waits. The
+ * first on a slice is slow, since the slice is encoded then, which the prompt would need anyway; where the next is slow
+ * too, the machine is, and the mask comes with the prompt.
+ */
 export async function preview(what) {
-  const took = app.about.preview_ms;
-  if (took !== null && took > QUICK_MS) return;
   waiting = what;
   if (previewing) return;
   previewing = true;
-  const { case: one } = app;
+  const { case: one, gesture } = app;
   try {
-    while (waiting && app.gesture && app.case === one) {
+    while (waiting && app.gesture === gesture && app.case === one && (gesture.slow ?? 0) < 2) {
       const next = waiting;
       waiting = null;
       const begun = performance.now();
       const patch = await one.preview(next);
-      app.about.preview_ms = performance.now() - begun;
-      if (app.case === one && app.gesture) app.view.preview(patch);
-      if (app.about.preview_ms > QUICK_MS) break;
+      if (performance.now() - begun > QUICK_MS) gesture.slow = (gesture.slow ?? 0) + 1;
+      if (app.case === one && app.gesture === gesture) app.view.preview(patch);
     }
   } catch {
     // a preview that fails is none; the prompt itself will say why

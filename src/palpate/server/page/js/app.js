@@ -4,7 +4,7 @@ export const DRAFT = 255;
 
 export const app = {
   view: null,
-  about: { model: "", runtime: "", prompts: [], preview_ms: null },
+  about: { model: "", runtime: "" },
   cases: [],
   order: "name",
   labels: [],
@@ -17,6 +17,8 @@ export const app = {
   plane: "axial", // where keys draw
   case: null, // the case that is open
   opening: null, // the id of the one that is being opened
+  job: null, // the carrying of the object through the volume, while it runs
+  missing: null, // why there is no viewer
   gesture: null, // what is being drawn: {tool, plane, from, to} or {tool, plane, path}
   hover: null, // the voxel under the pointer
   range: { first: null, last: null, untilEnd: true },

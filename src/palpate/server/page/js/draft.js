@@ -29,7 +29,7 @@ export function draft(element) {
           h("dd", {}, one.agreement === null ? "–" : bar(one.agreement))),
         h("button", { type: "button", class: "main wide", onclick: act.accept, "data-key": "accept", disabled: Boolean(job) },
           h("span", {}, label ? `Accept as ${label}` : "Accept"), h("kbd", {}, "Enter")),
-        job ? progress(job, "Through the volume") : h("div", { class: "pair" },
+        job ? progress(job, "Propagating") : h("div", { class: "pair" },
           h("button", { type: "button", onclick: act.propagate, "data-key": "propagate", disabled: !volume }, h("span", {}, "Propagate"), h("kbd", {}, "G")),
           h("button", { type: "button", onclick: act.discard, "data-key": "discard" }, h("span", {}, "Discard"), h("kbd", {}, "Esc"))),
         volume && !job ? range(one) : null);

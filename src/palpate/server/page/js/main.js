@@ -29,7 +29,7 @@ async function main() {
   } catch (error) {
     app.missing = error instanceof TypeError
       ? "The viewer is missing: NiiVue was not packed when palpate was installed. Install npm, then palpate once more."
-      : `The viewer cannot start: ${error.message}. It needs WebGL 2; try another browser, or turn its graphics on.`;
+      : `The viewer cannot start${error.message ? `: ${error.message}` : ""}. It needs WebGL 2; try another browser, or turn its graphics on.`;
     return changed();
   }
   const canvas = byId("marks");

@@ -172,25 +172,31 @@ export class Marks {
     pen.font = "12px system-ui, sans-serif";
     pen.textAlign = "left";
     pen.textBaseline = "middle";
-    pen.shadowColor = "#000";
-    pen.shadowBlur = 4;
     const mine = plane === app.plane && image.is_volume;
     pen.fillStyle = mine ? "#8fd6ff" : QUIET;
-    if (!plane) pen.fillText("3D", left + 10, top + 15);
+    if (!plane) write(pen, "3D", left + 10, top + 15);
     const tile = plane && this.#view.tiles().find((one) => one.plane === plane);
     if (tile && image.is_volume) {
       const { across, up, depth, letter } = PLANES[plane];
-      pen.fillText(`${plane}   ${letter} ${this.#view.crosshair[depth]} of ${image.shape[depth] - 1}`, left + 10, top + 15);
+      write(pen, `${plane}   ${letter} ${this.#view.crosshair[depth]} of ${image.shape[depth] - 1}`, left + 10, top + 15);
       const side = (axis, growing) => SIDES[axis][growing ? 1 : 0];
       const [right, down] = [tile.rightwards > 0, tile.downwards > 0];
       pen.font = "600 13px system-ui, sans-serif";
       pen.fillStyle = QUIET;
       pen.textAlign = "center";
-      pen.fillText(side(across, !right), left + 14, top + height / 2);
-      pen.fillText(side(across, right), left + width - 14, top + height / 2);
-      pen.fillText(side(up, !down), left + width / 2, top + 15);
-      pen.fillText(side(up, down), left + width / 2, top + height - 14);
+      write(pen, side(across, !right), left + 14, top + height / 2);
+      write(pen, side(across, right), left + width - 14, top + height / 2);
+      write(pen, side(up, !down), left + width / 2, top + 15);
+      write(pen, side(up, down), left + width / 2, top + height - 14);
     }
-    pen.shadowBlur = 0;
   }
+}
+
+// With a dark edge, so that it can be read on bone as well.
+function write(pen, words, x, y) {
+  pen.strokeStyle = "rgba(0, 0, 0, .75)";
+  pen.lineWidth = 3;
+  pen.lineJoin = "round";
+  pen.strokeText(words, x, y);
+  pen.fillText(words, x, y);
 }
