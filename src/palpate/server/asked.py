@@ -115,7 +115,7 @@ def prompts_told(draft: Draft, grid: RasGrid) -> list[dict[str, object]]:
         axis, z = step.axis or 0, step.target.z or 0
         plane = grid.plane(axis)
 
-        def voxel(x: float, y: float, *, axis: int = axis, z: int = z) -> list[int]:
+        def voxel(x: float | int, y: float | int, *, axis: int = axis, z: int = z) -> list[int]:
             return list(grid.to_ras_index(off_slice(round(x), round(y), z, axis)))
 
         for prompt in step.target.prompts:
