@@ -250,6 +250,20 @@ class TestLost:
         again.do("accept", label=1)
         np.testing.assert_array_equal(again.shown == 1, bright)
 
+    def test_another_image_of_the_same_name_does_not_get_the_labels(self, office: Office, folder: Path) -> None:
+        drawn(office)[0].do("accept", label=1)
+        office.closed()
+        brick(folder / "brick.nii.gz", low=(30, 12, 6))
+        again = Office(folder)
+        answer = again.client.post("/api/v1/cases/brick.nii.gz/open", json={})
+        assert answer.status_code == 422
+        assert "annotated on another image of this name" in answer.json()["detail"]
+        brick(folder / "brick.nii.gz")
+        again.closed()
+        back = Office(folder)
+        assert back.open("brick.nii.gz").state["labels"][0]["voxels"] == 4000
+        back.closed()
+
     def test_a_window_far_behind_gets_the_whole_map(self, office: Office) -> None:
         window, _ = drawn(office)
         other = Window(office.client, "brick.nii.gz", {**window.opened, "patch": None})

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
 import socket
 import threading
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from palpate.cli.terminal import note, reporting_errors, say
-from palpate.errors import InputError, SettingError
+from palpate.errors import InputError, OutputError, SettingError
 from palpate.models import DEFAULT
 
 PORT = 8000
@@ -71,9 +73,11 @@ def serve(
             raise SettingError("--token and --no-token exclude each other; give one of them")
         if token is not None and len(token) < 8:
             raise SettingError("a token of fewer than 8 characters is soon guessed; give a longer one, or leave it out")
+        if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
+            raise SettingError("a token is a part of an address; use letters, digits and . _ ~ -, or leave it out")
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder}; give the folder that the images are in")
-        listening = _listen(host, port)
+        listening, alone = _listen(host, port), None
         try:
             import uvicorn
 
@@ -98,16 +102,18 @@ def serve(
             for words in session.notes:
                 note(words)
             desk = Desk(folder, lambda: session.sibling(memory_bytes=SESSION_BYTES), state=state, max_open=max_open)
+            alone = only_one(desk.state)
             jobs = Jobs()
             teaching = Teaching(
                 desk, desk.state / "learned", jobs, model=model, weights=weights, device=device, cache=cache
             )
             secret = None if no_token else token or secrets.token_urlsafe(24)
-            names = [*LOOPBACK, host, *([socket.gethostname()] if host not in LOOPBACK else [])]
+            own = f"[{host}]" if ":" in host else host
+            names = [*LOOPBACK, own, *([socket.gethostname()] if host not in LOOPBACK else [])]
             loaded = {"model": model, "adapter": None if adapter is None else str(adapter), "precision": precision}
             app = make_app(desk, jobs, teaching, session, token=secret, hosts=names, loaded=loaded)
             number = listening.getsockname()[1]
-            shown = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
+            shown = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else own
             page = f"http://{shown}:{number}/" + (f"?token={secret}" if secret else "")
             if not (PAGE / "vendor" / "niivue.js").is_file():
                 note(
@@ -131,6 +137,37 @@ def serve(
             uvicorn.Server(config).run(sockets=[listening])
         finally:
             listening.close()
+            if alone is not None:
+                os.close(alone)
+
+
+def only_one(state: Path) -> int | None:
+    """A lock on the folder of the journal, for as long as it is open; it ends with the process, however that ends.
+
+    Two servers would each keep a map of their own of a case, and the journal would be a mixture.
+
+    Raises:
+        OutputError: another server has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: folders cannot be locked
+        return None
+    folder = None
+    try:
+        folder = os.open(state, os.O_RDONLY)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(cast(int, folder))
+        raise OutputError(
+            f"another `palpate serve` keeps its annotations in {state}; use its page, stop it first, or keep yours "
+            "elsewhere with --state FOLDER"
+        ) from None
+    except OSError:  # a network share without locks
+        if folder is not None:
+            os.close(folder)
+        return None
+    return folder
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

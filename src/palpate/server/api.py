@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 from time import perf_counter
@@ -169,7 +170,8 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         try:
             annotation = desk.annotation(case)
         except BaseException:
-            desk.leases.give_back(case, lease)
+            with suppress(Gone):  # reading took so long that it has ended
+                desk.leases.give_back(case, lease)
             raise
         with annotation.lock:
             whole = tuple(slice(0, extent) for extent in annotation.labels.shape)
@@ -236,6 +238,8 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
                 f"slice {asked.slice} does not exist; this plane has slices 0..{grid.shape[ras_axis] - 1}"
             )
         number = grid.shape[ras_axis] - 1 - asked.slice if grid.flipped[ras_axis] else asked.slice
+        if jobs.running("propagate", case=annotation.case):
+            return  # which would be waited for
         with annotation.opened.lock:
             annotation.opened.session(None if grid.picture else axis).encode([number])
 
@@ -319,7 +323,9 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         with annotation.lock:
             draft, revision = annotation.draft, annotation.revision
             known = annotation.judged
-        if draft is None or (step := draft.last_prompted) is None:
+        # Whoever is carried through the volume has the session for minutes, and nobody waits behind that.
+        busy = jobs.running("propagate", case=annotation.case)
+        if busy or draft is None or (step := draft.last_prompted) is None:
             return {"agreement": None, "draws": DRAWS, "revision": revision}
         if known is None or known[0] is not draft:
             with annotation.opened.lock:

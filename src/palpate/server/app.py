@@ -136,7 +136,7 @@ def make_app(
     for kind in (PalpateError, MemoryError):
         app.add_exception_handler(kind, _told)
     app.add_exception_handler(RequestValidationError, _misunderstood)
-    large = [(prefix, upload_bytes) for prefix in (*monai_label.LARGE_PATHS, "/set_image", "/add_")]
+    large = [(prefix, upload_bytes) for prefix in (*monai_label.LARGE_PATHS, *nninteractive.LARGE_PATHS)]
     guard = Guard(app, token=token, hosts=hosts, open_paths=("/healthz", *monai_label.OPEN_PATHS), large=large)
     return KeyInPath(guard, token=token)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from palpate.server.annotation import DRAFT, Annotation, Policy, Rules
 from palpate.server.journal import Journal
 from palpate.server.leases import Full, Leases
 from palpate.server.opened import OpenImage
+from palpate.server.record import image_hash
 
 STATE = ".palpate"
 """The folder beside the images in which the annotations are."""
@@ -111,6 +113,10 @@ class Desk:
         self._opening: dict[str, threading.Lock] = {}
         self._open: OrderedDict[str, OpenImage] = OrderedDict()
         self._annotations: dict[str, Annotation] = {}
+        # What was let go of and somebody still works with, a job say: all who ask get the very same, as two maps of one
+        # case would not know of each other.
+        self._used: weakref.WeakValueDictionary[str, OpenImage] = weakref.WeakValueDictionary()
+        self._worked_on: weakref.WeakValueDictionary[str, Annotation] = weakref.WeakValueDictionary()
         self._damage: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
         self.rescan()
@@ -153,7 +159,7 @@ class Desk:
         Raises:
             UnknownCase: there is none of that name.
         """
-        return self._status(case, self.entry(case), self.journal.cases().get(case))
+        return self._status(case, self.entry(case), self.journal.cases(case).get(case))
 
     def set_done(self, case: str, done: bool) -> None:
         """Note that a case is finished, or is not."""
@@ -195,9 +201,11 @@ class Desk:
             turn = self._opening.setdefault(case, threading.Lock())
         with turn:  # two who open one case read it once
             with self._lock:
-                if case in self._open:
+                there = self._open.get(case) or self._used.get(case)
+                if there is not None:
+                    self._open[case] = there
                     self._open.move_to_end(case)
-                    return self._open[case]
+                    return there
             if entry.damage:
                 raise InputError(entry.damage)
             try:
@@ -209,7 +217,7 @@ class Desk:
                 raise Full(f"there is not enough memory to open {case} at the moment; close another case") from None
             self._damage.pop(case, None)
             with self._lock:
-                self._open[case] = opened
+                self._open[case] = self._used[case] = opened
                 self._let_go(keep=case)
             return opened
 
@@ -217,16 +225,25 @@ class Desk:
         """The work on a case."""
         opened = self.opened(case)
         with self._lock:
-            annotation = self._annotations.get(case)
+            annotation = self._annotations.get(case) or self._worked_on.get(case)
+            if annotation is not None and annotation.opened is opened:
+                self._annotations[case] = annotation
         if annotation is None or annotation.opened is not opened:
+            digest = image_hash(opened.image)
+            begun_on = self.journal.image_of(case)
+            if begun_on not in (None, digest):
+                raise InputError(
+                    f"{case} was annotated on another image of this name (its values or its place have changed); put "
+                    "the old one back, or give this one another name"
+                )
             annotation = Annotation(case, opened, self.journal)
             with self._lock:
                 # Whoever came first has made the one that all use.
-                there = self._annotations.get(case)
+                there = self._annotations.get(case) or self._worked_on.get(case)
                 if there is not None and there.opened is opened:
                     return there
-                self._annotations[case] = annotation
-            self.journal.set_case(case, image=self.entry(case).name)
+                self._annotations[case] = self._worked_on[case] = annotation
+            self.journal.set_case(case, image=digest)
         return annotation
 
     def session_for(self, image: Image) -> OpenImage:
@@ -321,7 +338,8 @@ class Desk:
         """
         with self._lock:
             label = _found(self.labels(), value)
-            for case in self._entries:
+            # Also those whose images are elsewhere at the moment: they may come back.
+            for case in sorted({*self._entries, *self.journal.cases()}):
                 if value in self.journal.used_labels(case):
                     raise InUse(f"{label.name} is used in {case}; a label can only be deleted while no case uses it")
             self.journal.drop_label(value)

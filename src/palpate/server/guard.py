@@ -85,7 +85,7 @@ class Guard:
             await _refuse(send, 421, f"this server does not answer for {headers.get('host', 'no host')[:80]!r}")
             return
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and _place(origin) != headers.get("host"):
             await _refuse(send, 403, "pages of other origins may not ask this server")
             return
         path = str(scope["path"])
@@ -93,13 +93,13 @@ class Guard:
             await _refuse(send, 401, "the token is missing or wrong; open the address that `palpate serve` printed")
             return
         if self._token and path == "/" and "token" in parse_qs(scope["query_string"].decode("latin-1")):
-            await self._remember(scope, send)
+            await self._remember(scope, headers, send)
             return
         most = next((size for prefix, size in self._large if path.startswith(prefix)), BODY_BYTES)
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > most:
+        if not length.isdecimal() or int(length) > most:
             await _refuse(
-                send, 413 if length.isdigit() else 400, f"a request to {path[:80]} may send {most} bytes at most"
+                send, 413 if length.isdecimal() else 400, f"a request to {path[:80]} may send {most} bytes at most"
             )
             return
         reading = _Bounded(receive, most)
@@ -124,18 +124,19 @@ class Guard:
                 cookies.load(headers.get("cookie", ""))
             except Exception:  # noqa: BLE001 - whatever is wrong with cookies, there is no token in them
                 return False
-            if COOKIE in cookies:
-                given = cookies[COOKIE].value
+            name = _cookie(headers.get("host", ""))
+            if name in cookies:
+                given = cookies[name].value
         return hmac.compare_digest(given.encode(), self._token.encode())
 
-    async def _remember(self, scope: Scope, send: Send) -> None:
+    async def _remember(self, scope: Scope, headers: MutableMapping[str, str], send: Send) -> None:
         """The token leaves the address bar for a cookie."""
         rest = parse_qs(scope["query_string"].decode("latin-1"))
         rest.pop("token")
         where = "/" + (f"?{urlencode(rest, doseq=True)}" if rest else "")
-        cookie = f"{COOKIE}={self._token}; Path=/; HttpOnly; SameSite=Strict"
-        headers = [(b"location", where.encode()), (b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 303, "headers": [*headers, *_HEADERS]})
+        cookie = f"{_cookie(headers.get('host', ''))}={self._token}; Path=/; HttpOnly; SameSite=Strict"
+        sent = [(b"location", where.encode()), (b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 303, "headers": [*sent, *_HEADERS]})
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -180,6 +181,20 @@ def _host(header: str) -> str:
     if header.startswith("["):
         return header.partition("]")[0].lower() + "]"
     return header.partition(":")[0].lower()
+
+
+def _place(origin: str) -> str | None:
+    """The name and port in an Origin header; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
+def _cookie(host: str) -> str:
+    """What the cookie is called: browsers keep one jar for all ports, and two servers must not share a cookie."""
+    port = host.rpartition("]")[2].partition(":")[2]
+    return f"{COOKIE}_{port}" if port.isdecimal() else COOKIE
 
 
 async def _refuse(send: Send, status: int, detail: str) -> None:

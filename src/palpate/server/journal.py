@@ -175,18 +175,30 @@ class Journal:
             done,
         )
 
-    def cases(self) -> dict[str, tuple[bool, float | None, int, str]]:
-        """Of each case that is known: whether it is done, its agreement, how many actions, and the last one's kind."""
+    def cases(self, only: str | None = None) -> dict[str, tuple[bool, float | None, int, str]]:
+        """Of each case that is known, or of one: whether it is done, its agreement, how many actions, the last kind."""
         with self._lock, self._telling():
             rows = self._base.execute(
                 "SELECT c.name, c.done, c.agreement, count(a.number), coalesce(l.kind, '') FROM cases c "
                 "LEFT JOIN actions a ON a.name = c.name AND a.state = 'done' "
                 "LEFT JOIN actions l ON l.number = "
-                "(SELECT max(number) FROM actions WHERE name = c.name AND state = 'done') GROUP BY c.name"
+                "(SELECT max(number) FROM actions WHERE name = c.name AND state = 'done') "
+                f"{'' if only is None else 'WHERE c.name = ? '}GROUP BY c.name",
+                () if only is None else (only,),
             ).fetchall()
         return {
             str(name): (bool(done), agreement, int(count), str(kind)) for name, done, agreement, count, kind in rows
         }
+
+    def image_of(self, case: str) -> str | None:
+        """The hash of the image that a case was begun on; None where nothing was done to it."""
+        with self._lock, self._telling():
+            row = self._base.execute(
+                "SELECT image FROM cases WHERE name = ? "
+                "AND EXISTS (SELECT 1 FROM actions WHERE actions.name = cases.name)",
+                (case,),
+            ).fetchone()
+        return str(row[0]) if row is not None and row[0] else None
 
     def used_labels(self, case: str) -> set[int]:
         """The labels that a case has, or may have again when something is redone."""

@@ -79,12 +79,7 @@ class Leases:
         """
         with self._lock:
             now = self._reap()
-            lease = self._held.get(name)
-            # Every comparison takes the same time, whatever is wrong with the token.
-            if not hmac.compare_digest((lease.token if lease else "").encode(), token.encode()) or lease is None:
-                raise Gone(
-                    f"{name} is not open here any more; it was closed, taken over, or left for too long: open it"
-                )
+            lease = self._of(name, token)
             lease.heard = now
             if used:
                 lease.used = now
@@ -96,15 +91,23 @@ class Leases:
         Raises:
             Gone: as `check`.
         """
-        self.check(name, token)
         with self._lock:
-            self._held.pop(name, None)
+            self._reap()
+            self._of(name, token)  # in one go: whoever takes it over meanwhile keeps it
+            del self._held[name]
 
     def held(self) -> set[str]:
         """The names of what is held."""
         with self._lock:
             self._reap()
             return set(self._held)
+
+    def _of(self, name: str, token: str) -> _Lease:
+        lease = self._held.get(name)
+        # Every comparison takes the same time, whatever is wrong with the token.
+        if not hmac.compare_digest((lease.token if lease else "").encode(), token.encode()) or lease is None:
+            raise Gone(f"{name} is not open here any more; it was closed, taken over, or left for too long: open it")
+        return lease
 
     def _reap(self) -> float:
         now = self._clock()

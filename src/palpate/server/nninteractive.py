@@ -35,6 +35,9 @@ from palpate.server.nninteractive_work import SECONDS, Change, Work
 from palpate.server.opened import OpenImage
 from palpate.server.packed import pack, read_header, unpack
 
+LARGE_PATHS = ("/set_image", "/add_scribble_interaction", "/add_lasso_interaction", "/add_initial_seg_interaction")
+"""Where arrays are sent."""
+
 _SWEEP_SECONDS = 15.0
 
 _MOST_NOTES = 1500
@@ -219,7 +222,9 @@ def _leasing(routes: APIRouter, clients: Clients, *, capabilities: _Capabilities
 def _images(routes: APIRouter, clients: Clients) -> None:
     """The image, and the buffer that the client keeps for its mask."""
 
-    @routes.post("/set_image", openapi_extra=_packed_body("[channel, x, y, z]"))
+    @routes.post(
+        "/set_image", openapi_extra=_packed_body("[channel, x, y, z]"), dependencies=[Depends(_connected(clients))]
+    )
     def _set_image(  # pyright: ignore[reportUnusedFunction]
         token: _Token, body: _Body, x_meta: _MetaHeader = None
     ) -> dict[str, list[int]]:
@@ -291,7 +296,12 @@ def _drawing(routes: APIRouter, clients: Clients) -> None:
         with clients.at_work(token) as work, work.lock:
             return _told(work.box(asked.bbox_coords, include=asked.include_interaction, run=asked.run_prediction))
 
-    @post("/add_scribble_interaction", responses=_ANSWER, openapi_extra=_packed_body("[x, y, z]"))
+    @post(
+        "/add_scribble_interaction",
+        responses=_ANSWER,
+        openapi_extra=_packed_body("[x, y, z]"),
+        dependencies=[Depends(_connected(clients))],
+    )
     def _add_scribble(  # pyright: ignore[reportUnusedFunction]
         token: _Token, body: _Body, x_meta: _MetaHeader = None
     ) -> Response:
@@ -300,7 +310,12 @@ def _drawing(routes: APIRouter, clients: Clients) -> None:
             drawn, where = _drawn(body, work, asked)
             return _told(work.scribble(drawn, where, include=asked.include_interaction, run=asked.run_prediction))
 
-    @post("/add_lasso_interaction", responses=_ANSWER, openapi_extra=_packed_body("[x, y, z]"))
+    @post(
+        "/add_lasso_interaction",
+        responses=_ANSWER,
+        openapi_extra=_packed_body("[x, y, z]"),
+        dependencies=[Depends(_connected(clients))],
+    )
     def _add_lasso(  # pyright: ignore[reportUnusedFunction]
         token: _Token, body: _Body, x_meta: _MetaHeader = None
     ) -> Response:
@@ -309,7 +324,12 @@ def _drawing(routes: APIRouter, clients: Clients) -> None:
             drawn, where = _drawn(body, work, asked)
             return _told(work.lasso(drawn, where, include=asked.include_interaction, run=asked.run_prediction))
 
-    @post("/add_initial_seg_interaction", responses=_ANSWER, openapi_extra=_packed_body("[x, y, z]"))
+    @post(
+        "/add_initial_seg_interaction",
+        responses=_ANSWER,
+        openapi_extra=_packed_body("[x, y, z]"),
+        dependencies=[Depends(_connected(clients))],
+    )
     def _add_initial(  # pyright: ignore[reportUnusedFunction]
         token: _Token, body: _Body, x_meta: _MetaHeader = None
     ) -> Response:
@@ -326,6 +346,15 @@ def _token(x_lease_token: Annotated[str | None, Header()] = None) -> str:
     if not x_lease_token:
         raise Gone("the lease token is missing; claim a session first (POST /claim)")
     return x_lease_token
+
+
+def _connected(clients: Clients) -> Callable[[str], None]:
+    """That there is such a lease, before a large body is read for it."""
+
+    def check(token: _Token) -> None:
+        clients.left(token, heard=True)
+
+    return check
 
 
 async def _read_body(request: Request) -> bytes:

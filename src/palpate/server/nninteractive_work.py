@@ -629,7 +629,7 @@ def _spacing(told: Any) -> tuple[float, float, float] | None:
         return None
     try:
         lengths = [float(value) for value in told]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # JSON has numbers without end
         raise SettingError(
             f"the spacing {str(told)[:60]} is not three lengths in mm; leave it out, or correct it"
         ) from None

@@ -255,17 +255,17 @@ class Teaching:
             report.progress(number, len(cases), f"looking at {case}")
             try:
                 found = self._found(session, case, report)
-            except PalpateError as error:
+                there = [one for one in found.objects if one.voxels]
+                if there:
+                    names = {one.label: one.name for one in there}
+                    guessed(case, found.labels.astype(np.uint8), names, float(min(one.score for one in there)))
+                    made.append(case)
+            except PalpateError as error:  # also of keeping it: a label may be locked
                 failed[case] = str(error)
                 continue
-            there = [one for one in found.objects if one.voxels]
             for one in found.objects:
                 if not one.voxels:
                     absent.setdefault(one.name, []).append(case)
-            if there:
-                names = {one.label: one.name for one in there}
-                guessed(case, found.labels.astype(np.uint8), names, float(min(one.score for one in there)))
-                made.append(case)
         report.progress(len(cases), len(cases))
         said = [f"{len(made)} of {len(cases)} cases have a first guess"]
         said += [f"no {name} was found in {_listed(where)}" for name, where in absent.items()]
