@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path) -> Generator[str]:
+def office(folder: Path) -> Generator[Office]:
     if not (PAGE / "vendor" / "niivue.js").is_file():
         pytest.skip("NiiVue is not packed; `pip install -e .` packs it where there is npm")
     for name, at in (("thick", (30, 5, 4)), ("oblique", (3, 9, 20))):
@@ -61,9 +61,14 @@ def address(folder: Path) -> Generator[str]:
             folder / f"{name}.nii.gz", NEEDLE if name == "thick" else OBLIQUE, at if name == "thick" else (9, 30, 14)
         )
     office = Office(folder)
+    yield office
+    office.closed()
+
+
+@pytest.fixture(scope="module")
+def address(office: Office) -> Generator[str]:
     with answering(office) as where:
         yield where
-    office.closed()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +83,7 @@ def browser() -> Generator[Any]:
 
 
 @pytest.fixture
-def window(browser: Any, address: str) -> Generator[Callable[..., Screen]]:
+def window(browser: Any, address: str, office: Office) -> Generator[Callable[..., Screen]]:
     """Opens windows on the page; at the end none may have complained, or asked anybody else."""
     opened: list[Screen] = []
 
@@ -91,6 +96,8 @@ def window(browser: Any, address: str) -> Generator[Callable[..., Screen]]:
     yield new
     for screen in opened:
         screen.page.context.close()
+    for case in office.desk.leases.held():  # a window that is closed may not have come to say so
+        office.desk.leases.give_back(case, office.desk.leases.take(case, take_over=True))
     for screen in opened:
         assert screen.complaints == []
         hosts = {urlsplit(url).netloc for url in screen.asked if not url.startswith(("data:", "blob:"))}
