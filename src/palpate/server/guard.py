@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from http.cookies import SimpleCookie
+from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -122,7 +122,7 @@ class Guard:
             cookies = SimpleCookie()
             try:
                 cookies.load(headers.get("cookie", ""))
-            except Exception:  # noqa: BLE001 - whatever is wrong with cookies, there is no token in them
+            except CookieError:
                 return False
             name = _cookie(headers.get("host", ""))
             if name in cookies:
