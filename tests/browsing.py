@@ -1,6 +1,10 @@
 """The page in a browser, against a server in this process whose model finds bright things (`fake_runtime`)."""
 
 import io
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -22,6 +26,7 @@ FLAGS = (
     "--no-sandbox",
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
+    "--disable-gpu-compositing",  # without graphics the processor puts the window together faster by itself
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
@@ -35,9 +40,9 @@ Voxel = tuple[int, int, int]
 
 
 @contextmanager
-def answering(office: Office) -> Generator[str]:
-    """The address of an office, at a free port."""
-    config = uvicorn.Config(office.app, port=0, log_level="warning", access_log=False, lifespan="off", ws="none")
+def answering(office: Office, port: int = 0) -> Generator[str]:
+    """The address of an office, at a free port or a certain one."""
+    config = uvicorn.Config(office.app, port=port, log_level="warning", access_log=False, lifespan="off", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -47,6 +52,27 @@ def answering(office: Office) -> Generator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+@contextmanager
+def elsewhere(folder: Path, port: int = 0) -> Generator[tuple[str, "subprocess.Popen[str]"]]:
+    """The address of an office in a process of its own, which can be killed, and the process."""
+    command = [sys.executable, "-c", "import sys, browsing; browsing.answer(*sys.argv[1:])", str(folder), str(port)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}", process
+        finally:
+            process.kill()
+
+
+def answer(folder: str, port: str) -> None:
+    """Print at which port an office on a folder answers, and answer there until somebody ends the process."""
+    config = uvicorn.Config(Office(Path(folder)).app, log_level="warning", access_log=False, lifespan="off", ws="none")
+    with socket.create_server(("127.0.0.1", int(port))) as listening:
+        print(listening.getsockname()[1], flush=True)  # noqa: T201 - to whoever started it
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 @dataclass
@@ -60,11 +86,16 @@ class Screen:
     asked: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.page.on("console", lambda said: said.type in ("error", "warning") and self.complaints.append(said.text))
+        self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(f"{self.address}/?token={self.token}")
         self.ready()
+
+    def _hear(self, said: Any) -> None:
+        # The browser's own note on how it puts the window together without graphics (FLAGS).
+        if said.type in ("error", "warning") and "GPU stall due to ReadPixels" not in said.text:
+            self.complaints.append(said.text)
 
     def ready(self) -> None:
         """Wait until the page can be used."""

@@ -13,6 +13,7 @@ import numpy as np
 from fastapi.testclient import TestClient
 
 from fake_runtime import FakeRuntime
+from palpate.images.intensity import Intensity
 from palpate.inference.session import Session
 from palpate.server.app import make_app
 from palpate.server.desk import Desk
@@ -124,9 +125,10 @@ class Office:
     max_open: int = 16
     token: str | None = TOKEN
     upload_bytes: int = 2**26
+    intensity: Intensity | None = None
 
     def __post_init__(self) -> None:
-        self.session = Session(self.make_runtime())
+        self.session = Session(self.make_runtime(), intensity=self.intensity)
         leases = Leases(most=self.max_open, clock=self.clock)
         self.desk = Desk(self.folder, self.session.sibling, leases=leases)
         self.jobs = Jobs()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import nibabel
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from browsing import CHROMIUM, FLAGS, PLANES, Screen, Voxel, answering, until
+from browsing import PLANES, Screen, Voxel, answering, elsewhere, until
 from desks import OBLIQUE, Office, brick
 from palpate.server.app import PAGE
-from serving import serving
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +42,7 @@ def needle(path: Path, affine: np.ndarray, at: Voxel) -> np.ndarray:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page") / "scans"
     folder.mkdir()
-    for name in ("journey", "keys", "preview", "other", "picture", "lost"):
+    for name in ("journey", "keys", "preview", "other", "picture", "lost", "window", "undone", "menu"):
         brick(folder / f"{name}.nii.gz")
     canvas = np.full((60, 80, 3), (20, 40, 200), dtype=np.uint8)
     canvas[10:30, 40:70] = (230, 240, 250)
@@ -69,44 +67,6 @@ def office(folder: Path) -> Generator[Office]:
 def address(office: Office) -> Generator[str]:
     with answering(office) as where:
         yield where
-
-
-@pytest.fixture(scope="module")
-def browser() -> Generator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.is_file():
-        pytest.skip(f"there is no browser at {CHROMIUM}")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def window(browser: Any, address: str, office: Office) -> Generator[Callable[..., Screen]]:
-    """Opens windows on the page; at the end none may have complained, or asked anybody else."""
-    opened: list[Screen] = []
-
-    def new(width: int = 1280, height: int = 800, where: str = address) -> Screen:
-        context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
-        screen = Screen(context.new_page(), where)
-        opened.append(screen)
-        return screen
-
-    yield new
-    for screen in opened:
-        screen.page.context.close()
-    for case in office.desk.leases.held():  # a window that is closed may not have come to say so
-        office.desk.leases.give_back(case, office.desk.leases.take(case, take_over=True))
-    for screen in opened:
-        assert screen.complaints == []
-        hosts = {urlsplit(url).netloc for url in screen.asked if not url.startswith(("data:", "blob:"))}
-        assert hosts == {urlsplit(screen.address).netloc}
-
-
-@pytest.fixture
-def screen(window: Callable[..., Screen]) -> Screen:
-    return window()
 
 
 def on(plane: str, voxel: Voxel, at: int) -> Voxel:
@@ -280,8 +240,8 @@ def test_everything_goes_without_a_mouse(screen: Screen) -> None:
     until(lambda: "carried" in screen.state["message"]["text"])
     screen.press("Enter")
     until(lambda: screen.voxels() > 500)
-    screen.press("n")
-    page.keyboard.type("vessel")
+    page.keyboard.press("n")
+    page.keyboard.type("vessel")  # at once, as it comes from a hand
     screen.press("Enter")
     until(lambda: screen.state["labels"][-1]["name"] == "vessel")
     screen.press("Alt+Digit1")
@@ -316,6 +276,180 @@ def steer(screen: Screen, goal: list[int]) -> None:
     for _ in range(abs(goal[up] - here[up])):
         screen.page.keyboard.press("ArrowDown" if to_y > from_y else "ArrowUp")
     assert screen.state["crosshair"] == goal
+
+
+def test_every_layout_can_be_chosen_after_every_other(screen: Screen) -> None:
+    planes = {
+        "1": ["axial"],
+        "2": ["coronal"],
+        "3": ["sagittal"],
+        "4": ["axial", "sagittal", "coronal", None],
+        "5": [None],
+    }
+    screen.open("window.nii.gz")
+    for key in "5451425343215":  # 4 after 5 above all
+        screen.press(key)
+        assert screen.page.evaluate("palpate.drawn()") == planes[key]
+    solid = screen.seen()
+    screen.press("4")
+    x, y = screen.place("axial", (10, 34, 40))
+    assert screen.seen()[int(y), int(x)].tolist() != solid[int(y), int(x)].tolist()
+
+
+def test_a_right_drag_changes_the_window(screen: Screen) -> None:
+    page = screen.page
+    screen.open("window.nii.gz")
+    here, beside = (10, 34, 40), (11, 38, 44)  # both in the brick, the other one off the crosshair
+    screen.show(here)
+    x, y = screen.place("axial", here)
+
+    def shown() -> str:
+        return page.inner_text("#windowing option:checked")
+
+    def grey() -> int:
+        """Of the brick, whose value is 200."""
+        across, down = screen.place("axial", beside)
+        return int(screen.seen()[int(down), int(across)].mean())
+
+    def drag(right: float, down: float) -> None:
+        page.mouse.move(x, y)
+        page.mouse.down(button="right")
+        page.mouse.move(x + right, y + down, steps=3)
+        page.mouse.up(button="right")
+        screen.idle()
+
+    assert shown() == "whole range"  # 0 to 200
+    assert grey() == 255
+    drag(100, 0)  # wider: e to the power of 100 / 200 times the width, around the same level
+    width = 200 * np.exp(0.5)
+    assert shown() == f"{100 - width / 2:.1f} to {100 + width / 2:.0f}"
+    assert grey() == pytest.approx(255 * (0.5 + 100 / width), abs=3)
+    drag(0, 60)  # downwards the level grows by 60 / 300 of the width, and all gets darker
+    level = 100 + width / 5
+    assert shown() == f"{level - width / 2:.3g} to {level + width / 2:.0f}"
+    assert grey() == pytest.approx(255 * (0.5 + (200 - level) / width), abs=3)
+    assert screen.state["gesture"] is None
+    assert screen.state["state"]["undo"] is None  # nothing was drawn
+    screen.press("w")
+    assert shown() == "whole range"
+    assert grey() == 255
+
+
+@pytest.mark.parametrize("name", ["thick", "oblique"])
+def test_after_the_picture_was_moved_clicks_land_on_the_very_voxel(screen: Screen, folder: Path, name: str) -> None:
+    page = screen.page
+    image = nibabel.as_closest_canonical(nibabel.load(folder / f"{name}.nii.gz"))  # type: ignore[attr-defined]
+    values = np.asarray(image.dataobj)
+    at = np.unravel_index(int(values.argmax()), values.shape)
+    voxel = (int(at[0]), int(at[1]), int(at[2]))
+    screen.open(f"{name}.nii.gz")
+    screen.press("h")
+    page.select_option("#windowing select", label="whole range")
+    screen.show(voxel)
+    for plane, button, key in (("axial", "middle", "p"), ("coronal", "left", "v"), ("sagittal", "middle", "b")):
+        screen.press(key)
+        x, y = screen.place(plane, voxel)
+        page.mouse.move(x, y)
+        page.keyboard.down("Control")
+        page.mouse.wheel(0, -100)
+        page.keyboard.up("Control")
+        screen.idle()
+        assert screen.place(plane, voxel) == pytest.approx((x, y), abs=0.5)  # zoomed where the pointer is
+        page.mouse.down(button=button)
+        middle = screen.place(plane, (values.shape[0] // 2, values.shape[1] // 2, values.shape[2] // 2))
+        right, down = 31 if middle[0] > x else -31, 19 if middle[1] > y else -19  # so that it stays to be seen
+        page.mouse.move(x + right, y + down, steps=3)
+        page.mouse.up(button=button)
+        screen.idle()
+        x, y = x + right, y + down
+        assert screen.place(plane, voxel) == pytest.approx((x, y), abs=0.5)
+        assert page.evaluate(f"palpate.voxelByNiivue({x}, {y})") == list(voxel)
+        painted = screen.seen().mean(axis=2)
+        assert painted[int(y), int(x)] > 200  # the needle has come along
+        assert painted[int(y - down), int(x - right)] < 150
+        screen.press("p")
+        screen.click(plane, voxel)
+        assert screen.draft is not None
+        assert {"kind": "point", "plane": plane, "at": list(voxel), "positive": True} in screen.draft["prompts"]
+    screen.press("r")
+    for plane in PLANES:
+        x, y = screen.place(plane, voxel)
+        assert page.evaluate(f"palpate.voxelByNiivue({x}, {y})") == list(voxel)
+
+
+def test_what_would_be_undone_is_named(screen: Screen) -> None:
+    page = screen.page
+    undo, redo = '#history [data-key="undo"]', '#history [data-key="redo"]'
+
+    def named(button: str) -> str:
+        return page.get_attribute(button, "title")
+
+    screen.open("undone.nii.gz")
+    assert named(undo) == "Undo (Ctrl+Z)"
+    assert page.is_disabled(undo)
+    plane = box_over_the_brick(screen)
+    assert named(undo) == "Undo box (Ctrl+Z)"
+    middle = screen.state["crosshair"][PLANES[plane]]
+    inside, edge = on(plane, (9, 30, 36), middle), on(plane, (9, 36, 44), middle)
+    screen.press("p")
+    screen.click(plane, inside)
+    assert named(undo) == "Undo point (Ctrl+Z)"
+    screen.press("s")
+    screen.drag(plane, inside, edge)
+    assert named(undo) == "Undo scribble (Ctrl+Z)"
+    screen.press("g")
+    assert named(undo) == "Undo propagation (Ctrl+Z)"
+    for key, tool in (("d", "brush"), ("e", "eraser")):
+        screen.press(key)
+        screen.click(plane, inside)
+        assert named(undo) == f"Undo {tool} (Ctrl+Z)"
+    screen.press("Enter")
+    assert named(undo) == "Undo accept into object (Ctrl+Z)"
+    screen.press("d")
+    screen.click(plane, on(plane, (2, 4, 4), middle))
+    assert named(undo) == "Undo brush in object (Ctrl+Z)"
+    screen.press("b")
+    box_over_the_brick(screen)
+    screen.press("Escape")
+    assert named(undo) == "Undo discard of the object (Ctrl+Z)"
+
+    page.reload()  # it is in the journal, not in the page
+    screen.ready()
+    until(lambda: screen.state["case"] == "undone.nii.gz")
+    screen.idle()
+    assert named(undo) == "Undo discard of the object (Ctrl+Z)"
+    undone: list[str] = []
+    for _ in range(10):
+        page.click(undo)
+        screen.idle()
+        undone.append(page.inner_text("#said").removeprefix("undone: "))
+    assert undone == [
+        "discard of the object", "box", "brush in object", "accept into object", "eraser", "brush", "propagation",
+        "scribble", "point", "box",
+    ]  # fmt: skip
+    assert page.is_disabled(undo)
+    assert named(redo) == "Redo box (Ctrl+Shift+Z)"
+    page.click(redo)
+    screen.idle()
+    assert page.inner_text("#said") == "done again: box"
+    assert named(redo) == "Redo point (Ctrl+Shift+Z)"
+
+
+def test_escape_closes_a_menu_before_it_discards(screen: Screen) -> None:
+    page = screen.page
+    screen.open("menu.nii.gz")
+    box_over_the_brick(screen)
+    page.click('#finish [data-key="Export case"]')
+    assert page.is_visible("#finish .choices button")
+    screen.press("Escape")
+    assert not page.is_visible("#finish .choices button")
+    assert page.evaluate("document.activeElement.dataset.key") == "Export case"
+    assert screen.draft is not None
+    page.click('#finish [data-key="Export case"]')
+    page.click("#worklist h2")
+    assert not page.is_visible("#finish .choices button")
+    screen.press("Escape")
+    assert screen.draft is None
 
 
 def test_the_mask_follows_the_box_while_it_is_dragged(screen: Screen) -> None:
@@ -412,30 +546,29 @@ def test_everything_fits_into_the_window(
     screen.press("Escape")
 
 
-@pytest.mark.weights
-@pytest.mark.usefixtures("weights")
 def test_after_a_power_cut_the_page_goes_on(window: Callable[..., Screen], tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     folder.mkdir()
     brick(folder / "brick.nii.gz")
-    with serving(folder) as first:
-        screen = window(where=first.address)
-        port = urlsplit(first.address).port
+    with elsewhere(folder) as (address, process):
+        screen = window(where=address)
         screen.open("brick.nii.gz")
         box_over_the_brick(screen)
         screen.press("Enter")
         until(lambda: screen.voxels() > 0)
         accepted = screen.voxels()
         box_over_the_brick(screen)
-        first.kill()
+        process.kill()
+        process.wait()
         screen.press("Enter")
         until(lambda: screen.page.is_visible("#banner"))
-    with serving(folder, "--port", port):
+    with elsewhere(folder, urlsplit(address).port or 0):
         until(lambda: not screen.page.is_visible("#banner"))
-        screen.idle()
+        until(lambda: "goes on where it was" in screen.page.inner_text("#said"))
         assert screen.state["case"] == "brick.nii.gz"
         assert screen.voxels() == accepted
         assert screen.draft is not None
         screen.press("Enter")
         assert screen.voxels() >= accepted
+        screen.page.context.close()
     screen.complaints[:] = [said for said in screen.complaints if "ERR_" not in said and "410" not in said]

@@ -85,8 +85,8 @@ class TestList:
         office.closed()
 
     def test_the_least_certain_come_first(self, office: Office) -> None:
-        office.desk.judge("spot.png", 0.9)
-        office.desk.judge("spot.png", 0.95)  # a case is as certain as its least certain object
+        labels = np.ones(office.desk.image("spot.png").shape, dtype=np.uint8)
+        office.desk.put_labels("spot.png", labels, {1: "object"}, "guess", score=0.9)
         cases = office.client.get("/api/v1/cases?order=agreement").json()["cases"]
         assert [(case["id"], case["agreement"]) for case in cases] == [("spot.png", 0.9), ("brick.nii.gz", None)]
 

@@ -119,16 +119,17 @@ def test_settings_labels_and_cases_are_kept(path: Path):
         journal.drop_label(3)
         journal.set_case("a", image="a.nii.gz")
         journal.set_case("a", done=True)
-        journal.set_case("a", agreement=0.5)
         journal.set_case("a", image="")
         journal.set_case("b", done=True)
         journal.set_case("b", done=False)
         note(journal, 0, case="b")
-        journal.add("b", "accept", {}, draft=None, mask=None, patch=None)
+        for agreement in (0.5, 0.4, None):
+            body = {} if agreement is None else {"agreement": agreement}
+            journal.add("b", "accept", body, draft=None, mask=None, patch=None)
     with closing(Journal(path)) as journal:
         assert journal.setting("policy", "keep") == "overwrite"
         assert journal.labels() == [(1, "liver", "#ff0000", False), (2, "spleen", "#00ff00", True)]
-        assert journal.cases() == {"a": (True, 0.5, 0, ""), "b": (False, None, 2, "accept")}
+        assert journal.cases() == {"a": (True, None, 0, ""), "b": (False, 0.4, 4, "accept")}
         rows = journal._base.execute("SELECT image FROM cases WHERE name = 'a'").fetchall()
         assert rows == [("a.nii.gz",)]
 

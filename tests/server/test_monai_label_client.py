@@ -242,7 +242,7 @@ def test_a_dicom_series_comes_as_a_volume_and_its_points_are_of_that(tmp_path: P
     with served(app_on(desk)) as address:
         client = monailabel.MONAILabelClient(f"{address}/key/{TOKEN}", tmpdir=str(tmp_path))
         sample = client.next_sample("random", {})
-        assert sample["name"] == "patient.nii.gz"
+        assert re.fullmatch(r"patient-[0-9a-f]{8}\.nii\.gz", sample["name"])
         uri = f"{address}/key/{TOKEN}/datastore/image?image={quote_plus(sample['id'])}"
         own = tmp_path / sample["name"]
         own.write_bytes(urllib.request.urlopen(uri).read())

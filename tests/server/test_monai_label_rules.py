@@ -17,6 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 from monai_label_server import CENTRE, SHAPE, affine_of, ball, client_on, desk_on, save_phantom
 
+from dicom_phantoms import save, series
 from palpate.errors import InputError
 from palpate.images.formats.nifti import Nifti1Image
 from palpate.images.image import Image
@@ -26,6 +27,7 @@ from palpate.server.leases import Full
 from palpate.server.monai_label_files import on_grid
 from palpate.server.monai_label_infer import Asked, segment
 from palpate.server.monai_label_sessions import Sessions, UnknownSession
+from palpate.server.uploads import MOST_FILES
 
 TRAVERSALS = [
     "../outside",
@@ -223,6 +225,46 @@ def test_a_bomb_is_refused_by_what_it_claims(client: TestClient, tmp_path: Path)
     sent = client.post("/infer/palpate-3d", data={"params": "{}"}, files={"file": ("a.nii.gz", data)})
     assert sent.status_code == 413
     assert everything(tmp_path) == before
+
+
+def swollen(grey: np.ndarray, claimed: np.ndarray) -> bytes:
+    """What a gzipped file holds of one volume, under the header of another."""
+    header = Nifti1Image(claimed, np.eye(4)).to_bytes()[:352]
+    return gzip.compress(header + grey.tobytes(), 1)
+
+
+def test_what_unpacks_to_more_than_its_header_claims_is_refused(
+    client: TestClient, desk: Desk, tmp_path: Path, volume: bytes
+) -> None:
+    before = everything(tmp_path)
+    data = swollen(np.zeros((160, 160, 160), np.int16), np.zeros(SHAPE, np.int16))
+    assert client.put("/session/", files={"files": ("a.nii.gz", data)}).status_code == 413
+    assert client.put("/datastore/?image=new", files={"file": ("a.nii.gz", data)}).status_code == 413
+    assert client.put("/datastore/label?image=ball", files={"label": ("a.nii.gz", data)}).status_code == 413
+    assert everything(tmp_path) == before
+    cut = client.put("/session/", files={"files": ("a.nii.gz", volume[:-200])})  # damaged, and not too large
+    assert cut.status_code == 400
+
+
+def test_a_series_of_more_than_a_thousand_files_is_taken(client: TestClient, tmp_path: Path) -> None:
+    pixels = np.zeros((1, 8, 8), dtype=np.int16)
+    pixels[:, 2:6, 2:6] = 200
+    (first,) = series(pixels=pixels, origin=(0, 0, 5000), SOPInstanceUID="1.2.3.5000")
+    one = save(first, tmp_path / "one.dcm").read_bytes()
+    slices = [one.replace(b"5000", str(5000 + number).encode()) for number in range(1200)]
+    files = [("files", (f"{number}.dcm", data)) for number, data in enumerate(slices)]
+    made = client.put("/session/", files=files)
+    assert made.status_code == 200, made.text
+    answer = infer(client, {"foreground": [[4, 4, 600]]}, "palpate-2d", session_id=made.json()["session_id"])
+    assert answer.status_code == 200, answer.text
+
+
+def test_files_without_end_are_not(client: TestClient) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.dcm"\r\n\r\n\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = client.put("/session/", content=part * (MOST_FILES + 1) + b"--b--\r\n", headers=headers)
+    assert answer.status_code == 400
+    assert str(MOST_FILES) in answer.json()["detail"]
 
 
 def test_more_than_a_request_may_send_is_refused(desk: Desk) -> None:

@@ -10,8 +10,7 @@ from PIL import Image as Picture
 from command_line import Run
 from desks import TOKEN, Office, box_around, brick
 from fake_runtime import FakeFindingRuntime
-from palpate.cli import serve
-from palpate.errors import InputError, OutputError
+from palpate.errors import InputError
 from palpate.inference.session import Session
 from palpate.server.desk import InUse
 from palpate.server.leases import Gone, Leases
@@ -137,19 +136,6 @@ def test_only_arrays_may_be_large(tmp_path: Path) -> None:
         assert client.post(path, headers={"x-lease-token": "none"}, content=large).status_code == 410
     for path in ("/add_point_interaction", "/add_bbox_interaction"):
         assert client.post(path, headers={"x-lease-token": "none"}, content=large).status_code == 413
-
-
-def test_one_folder_has_one_server(tmp_path: Path) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    brick(tmp_path / "a.nii")
-    state = tmp_path / ".palpate"
-    state.mkdir()
-    first = serve.only_one(state)
-    assert first is not None
-    with pytest.raises(OutputError, match="another `palpate serve`"):
-        serve.only_one(state)
-    fcntl.flock(first, fcntl.LOCK_UN)
-    assert serve.only_one(state) is not None
 
 
 def test_a_token_that_does_not_fit_an_address_is_refused(tmp_path: Path, palpate: Run) -> None:

@@ -38,6 +38,7 @@ def replay(
     with reporting_errors(as_json=as_json):
         from palpate.images import read, write_mask
         from palpate.images.formats import Mask, check_writable
+        from palpate.images.intensity import parse_intensity
         from palpate.inference.loading import load
         from palpate.server.opened import OpenImage
         from palpate.server.record import map_hash, replayed
@@ -57,7 +58,8 @@ def replay(
         )
         if content.get("weights_hash") != session.runtime.weights_hash:
             note(f"the record was made by {content.get('model')} with other weights, so masks may differ")
-        opened = OpenImage(read(image, series=series), session.sibling)
+        rule = None if loaded.get("window") is None else parse_intensity(str(loaded["window"]))
+        opened = OpenImage(read(image, series=series), lambda: session.sibling(intensity=rule))
         with counting("replaying", "actions", enabled=not as_json) as progress:
             labels = replayed(content, opened, progress=progress)
         same = map_hash(labels) == content.get("labels_sha256")

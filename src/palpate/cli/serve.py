@@ -6,10 +6,14 @@ import os
 import re
 import secrets
 import socket
+import sys
 import threading
 import webbrowser
+from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -24,6 +28,11 @@ SESSION_BYTES = 2**26
 """What a session may keep of its image's embeddings in memory; the others go to a temporary file. A case that is open
 has up to three sessions, one for each axis."""
 
+OPEN_FILES = 2**15
+"""A series is sent as thousands of files, and those that are large lie on the disk until all are there."""
+
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+
 
 def serve(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The images: files, and DICOM series in folders.")],
@@ -33,6 +42,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Which address to listen on; others than this machine need a token.")] = (
         "127.0.0.1"
     ),
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="One more name or address under which others reach this server; give it once for each.",
+        ),
+    ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
     model: Annotated[
         str | None, typer.Option(help=f"A name from `palpate models`, or an adapter file (default: {DEFAULT}).")
@@ -42,6 +58,12 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     runtime: Annotated[str, typer.Option(help="auto, openvino, onnxruntime or torch.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model sees images: a CT window's name, LEVEL/WIDTH, LOW..HIGH, percentiles, min-max or as-is."
+        ),
+    ] = None,
     state: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where annotations are kept (default: FOLDER/.palpate).")
     ] = None,
@@ -69,14 +91,20 @@ def serve(
             raise SettingError(
                 "--no-token lets everybody in who reaches this machine; leave --host out, or the token in"
             )
+        if no_token and allow_host:
+            raise SettingError("--no-token is for this machine alone; leave --allow-host out, or the token in")
         if no_token and token is not None:
             raise SettingError("--token and --no-token exclude each other; give one of them")
         if token is not None and len(token) < 8:
             raise SettingError("a token of fewer than 8 characters is soon guessed; give a longer one, or leave it out")
         if token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
             raise SettingError("a token is a part of an address; use letters, digits and . _ ~ -, or leave it out")
+        more_names = host_names(allow_host or ())
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder}; give the folder that the images are in")
+        from palpate.images.intensity import parse_intensity
+
+        rule = None if window is None else parse_intensity(window)
         listening, alone = _listen(host, port), None
         try:
             import uvicorn
@@ -98,19 +126,27 @@ def serve(
                 precision=precision,
                 cache=kept,
                 tell=note,
-            )
+            ).sibling(intensity=rule)
             for words in session.notes:
                 note(words)
             desk = Desk(folder, lambda: session.sibling(memory_bytes=SESSION_BYTES), state=state, max_open=max_open)
             alone = only_one(desk.state)
             jobs = Jobs()
             teaching = Teaching(
-                desk, desk.state / "learned", jobs, model=model, weights=weights, device=device, cache=cache
+                desk,
+                desk.state / "learned",
+                jobs,
+                model=model,
+                weights=weights,
+                device=device,
+                cache=cache,
+                options=() if window is None else ("--window", window),
             )
             secret = None if no_token else token or secrets.token_urlsafe(24)
             own = f"[{host}]" if ":" in host else host
-            names = [*LOOPBACK, own, *([socket.gethostname()] if host not in LOOPBACK else [])]
+            names = [*LOOPBACK, own, *more_names, *([socket.gethostname()] if host not in LOOPBACK else [])]
             loaded = {"model": model, "adapter": None if adapter is None else str(adapter), "precision": precision}
+            loaded["window"] = window
             app = make_app(desk, jobs, teaching, session, token=secret, hosts=names, loaded=loaded)
             number = listening.getsockname()[1]
             shown = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else own
@@ -133,12 +169,40 @@ def serve(
             )
             if not no_browser:
                 threading.Timer(1.0, webbrowser.open, [page]).start()
+            _open_more_files()
             config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
             uvicorn.Server(config).run(sockets=[listening])
         finally:
             listening.close()
             if alone is not None:
                 os.close(alone)
+
+
+def host_names(names: Sequence[str]) -> list[str]:
+    """Names and addresses of a server as browsers write them into `Host`.
+
+    Raises:
+        SettingError: what is no name of one machine, or has a port or a path with it.
+    """
+    return [_host_name(name) for name in names]
+
+
+def _host_name(given: str) -> str:
+    name = given.lower()
+    try:
+        address = ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
+    except ValueError:
+        labels = name.split(".")
+        # Browsers take whatever ends in a number for an address.
+        if len(name) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdecimal():
+            return name
+    else:
+        if not (address.is_unspecified or address.is_multicast or "%" in name):  # no browser knows of interfaces
+            return f"[{address}]" if address.version == 6 else str(address)
+    raise SettingError(
+        f"--allow-host {given[:80]!r} is no name or address of a server; give it alone, without http://, port, path "
+        "or *, as in --allow-host annotate.example.org or --allow-host 192.168.1.20"
+    )
 
 
 def only_one(state: Path) -> int | None:
@@ -149,25 +213,56 @@ def only_one(state: Path) -> int | None:
     Raises:
         OutputError: another server has it.
     """
+    if sys.platform == "win32":  # folders cannot be locked there, so it is a file in it
+        path, how = state / "lock", os.O_RDWR | os.O_CREAT
+    else:
+        path, how = state, os.O_RDONLY
     try:
-        import fcntl
-    except ImportError:  # Windows: folders cannot be locked
+        held = os.open(path, how)
+    except OSError:  # the journal will say what is wrong
         return None
-    folder = None
     try:
-        folder = os.open(state, os.O_RDONLY)
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(cast(int, folder))
-        raise OutputError(
-            f"another `palpate serve` keeps its annotations in {state}; use its page, stop it first, or keep yours "
-            "elsewhere with --state FOLDER"
-        ) from None
+        if _locked(held):
+            return held
     except OSError:  # a network share without locks
-        if folder is not None:
-            os.close(folder)
+        os.close(held)
         return None
-    return folder
+    os.close(held)
+    raise OutputError(
+        f"another `palpate serve` keeps its annotations in {state}; use its page, stop it first, or keep yours "
+        "elsewhere with --state FOLDER"
+    )
+
+
+def _locked(held: int) -> bool:
+    """Lock what is open; False if somebody else has."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(held, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+    else:
+        import fcntl
+
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _open_more_files() -> None:
+    """Let this process have as many files open as the system allows, up to `OPEN_FILES`."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            with suppress(OSError, ValueError):  # macOS allows fewer than it says
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -18,13 +18,17 @@ _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 class Entry:
     """An image of a folder: a file, or one series of a folder of DICOM files. `name` is what the table calls it.
 
-    `damage` says why there is no use in reading it; empty for all but files that seem to have been DICOM.
+    `damage` says why there is no use in reading it; empty for all but files that seem to have been DICOM. Of DICOM,
+    `uid` is the SeriesInstanceUID, also where one file is all of the series, and `lies_in` what holds it: the name of
+    the sub-folder, or of its first file. Other than `name`, neither depends on which other series are there.
     """
 
     path: Path
     name: str
     series: str | None = None
     damage: str = ""
+    uid: str | None = None
+    lies_in: str = ""
 
 
 @dataclass(frozen=True)
@@ -188,13 +192,12 @@ def _by_series(folder: Path, files: Sequence[Path], *, loose: bool) -> tuple[lis
     ends = Counter(series.rpartition(".")[2] for series in groups)
     for series, members in groups.items():
         one = members[0]
-        if len(members) == 1 and loose:
-            images.append(Entry(one, one.name))
-        elif len(groups) == 1:
-            images.append(Entry(one if len(members) == 1 else folder, name, series if len(members) > 1 else None))
-        elif len(members) == 1:
-            images.append(Entry(one, f"{name}_{one.name}"))
+        lies_in = one.name if loose else folder.name
+        if len(members) == 1:
+            called = one.name if loose else name if len(groups) == 1 else f"{name}_{one.name}"
+            images.append(Entry(one, called, uid=series, lies_in=lies_in))
         else:
             end = series.rpartition(".")[2]
-            images.append(Entry(folder, f"{name}_{end if ends[end] == 1 else series}", series))
+            called = name if len(groups) == 1 else f"{name}_{end if ends[end] == 1 else series}"
+            images.append(Entry(folder, called, series, uid=series, lies_in=lies_in))
     return images, skipped

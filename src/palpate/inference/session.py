@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from typing import cast, get_args
 
@@ -147,13 +148,18 @@ class Session:
         if len(slices) == 1:
             self._embedding(0)
 
-    def sibling(self, *, memory_bytes: int = 2**30) -> Session:
-        """Another session on the same runtime, with an image and a memory of its own."""
+    @property
+    def intensity(self) -> Intensity | None:
+        """The rule that images are shown by unless `set_image` is told another; None: each image's own."""
+        return self._intensity
+
+    def sibling(self, *, memory_bytes: int = 2**30, intensity: Intensity | None = None) -> Session:
+        """Another session on the same runtime, with an image and a memory of its own, and perhaps another rule."""
         return Session(
             self.runtime,
             memory_bytes=memory_bytes,
             cache=self._cache,
-            intensity=self._intensity,
+            intensity=intensity or self._intensity,
             modality=self._modality,
             notes=self.notes,
         )
@@ -621,8 +627,14 @@ class Session:
             axis=scene.axis,
             overlap=overlap,
             until_end=until_end,
-            palpate_version=version("palpate"),
+            palpate_version=_own_version(),
         )
+
+
+@cache
+def _own_version() -> str:
+    # Looked up in the installation's files: some milliseconds, which a person waits for at every prompt.
+    return version("palpate")
 
 
 def _has_box(target: Target) -> bool:

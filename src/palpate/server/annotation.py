@@ -18,7 +18,7 @@ from jaxtyping import Bool, UInt8
 from palpate.errors import InputError, PromptError
 from palpate.images.slices import slice_first
 from palpate.inference.session import Progress
-from palpate.prompts.types import Target
+from palpate.prompts.types import Box, Prompt, Target
 from palpate.server.draft import Draft, Step, step_from_json, step_to_json
 from palpate.server.journal import Action, Journal, Patch, bounds
 from palpate.server.opened import OpenImage
@@ -54,6 +54,39 @@ class Taken:
     kept_by_others: int
 
 
+@dataclass(frozen=True)
+class Deed:
+    """An action, as a person would call it.
+
+    `what` was drawn (box, point, scribble, mask), the tool it was done with (brush, eraser), or else its kind
+    (propagate, accept, discard, guess, import); `label` is the one that it changed, None for the object being drawn.
+    """
+
+    what: str
+    label: int | None = None
+
+    @classmethod
+    def of(cls, kind: str, body: Mapping[str, Any]) -> Deed:
+        """An action of the journal."""
+        what = kind
+        if kind == "stroke":
+            what = str(body.get("stroke", kind))
+        elif kind == "prompt":
+            what = next((shape for shape in ("box", "scribble", "mask") if shape in body), "point")
+            if len(body.get("points", ())) > 1:  # a click is one; a scribble beside the object is kept as many
+                what = "scribble"
+        return cls(what, body.get("label"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What a prompt made of a draft (None: of nothing)."""
+
+    draft: Draft | None
+    asked: tuple[int | None, tuple[Prompt, ...], str | None]
+    found: Draft
+
+
 class Annotation:
     """The work on one case. Callers hold `lock` from a verb to reading what came of it.
 
@@ -75,6 +108,7 @@ class Annotation:
         self.voxels = np.zeros(DRAFT + 1, dtype=np.int64)
         """How many voxels each value of the label map has; those of 0 are not counted."""
         self._journal = journal
+        self._looked_at: _Look | None = None
         self._changes: deque[tuple[int, tuple[slice, ...] | None]] = deque(maxlen=_REMEMBERED)
         last: Action | None = None
         for action in journal.done(case, shape=opened.image.shape):
@@ -85,18 +119,27 @@ class Annotation:
 
     # Drawing.
 
-    def prompt(self, axis: int | None, target: Target) -> None:
+    def prompt(self, axis: int | None, target: Target, *, window: str | None = None) -> None:
         """Add a prompt to the object being drawn, or begin one.
 
         Raises:
             PromptError, UnsupportedPrompt: as `Draft.prompted`.
         """
-        draft = (self.draft or Draft.empty(self.opened.image.shape)).prompted(self.opened, axis, target)
-        self._drawn("prompt", step_to_json(Step(axis, target)), draft)
+        draft = self.previewed(axis, target, window=window)
+        self._drawn("prompt", step_to_json(Step(axis, target, window=window)), draft)
 
-    def previewed(self, axis: int | None, target: Target) -> Draft:
+    def previewed(self, axis: int | None, target: Target, *, window: str | None = None) -> Draft:
         """What a prompt would make of the object; nothing is kept."""
-        return (self.draft or Draft.empty(self.opened.image.shape)).prompted(self.opened, axis, target)
+        with self.opened.lock:
+            # A box is looked at while it is dragged, so when it is let go of the answer is often there already.
+            known = self._looked_at
+            if known is not None and known.draft is self.draft and known.asked == (axis, target.prompts, window):
+                return known.found
+            draft = self.draft
+            found = (draft or Draft.empty(self.opened.image.shape)).prompted(self.opened, axis, target, window=window)
+            if all(isinstance(prompt, Box) for prompt in target.prompts):
+                self._looked_at = _Look(draft, (axis, target.prompts, window), found)
+            return found
 
     def propagated(
         self, axis: int | None, first: int, last: int, *, until_end: bool, progress: Progress | None
@@ -154,6 +197,8 @@ class Annotation:
             "predicted_iou": round(self.draft.predicted_iou, 4),
             "voxels": taken.voxels,
         }
+        if self.judged is not None and self.judged[0] is self.draft:
+            body["agreement"] = self.judged[1]
         self._labelled("accept", body, after, keep_draft=False)
         return taken
 
@@ -184,6 +229,12 @@ class Annotation:
     def redoable(self) -> str | None:
         """The kind of action that would be redone."""
         return self._journal.kinds(self.case)[1]
+
+    @property
+    def deeds(self) -> tuple[Deed | None, Deed | None]:
+        """What would be undone, and what would be redone."""
+        undo, redo = self._journal.next_ones(self.case)
+        return undo and Deed.of(*undo), redo and Deed.of(*redo)
 
     def undo(self) -> str:
         """Take back the last action; its kind.

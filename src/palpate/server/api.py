@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from palpate.errors import PromptError
 from palpate.images.formats import suffix_of
+from palpate.images.intensity import Intensity
 from palpate.images.slices import slice_first
 from palpate.inference.agreement import DRAWS, agreement
 from palpate.inference.session import Session
 from palpate.prompts.types import Box, Target
 from palpate.server.annotation import DRAFT, Annotation, Taken
-from palpate.server.asked import PromptAsked, StrokeAsked, prompts_told, stroke_of, target_of
+from palpate.server.asked import PromptAsked, Seen, StrokeAsked, prompts_told, stroke_of, target_of
 from palpate.server.desk import CaseStatus, Desk, Label
 from palpate.server.draft import Draft, Step
 from palpate.server.exporting import KINDS, Finished
@@ -56,6 +57,7 @@ class _Previewing(_Asked):
 class _Encoding(_Asked):
     plane: Plane
     slice: Annotated[int, Field(ge=0, lt=2**20)]
+    window: Seen = None
 
 
 class _Carrying(_Asked):
@@ -96,17 +98,25 @@ class _PolicyAsked(_Asked):
 
 @dataclass(frozen=True)
 class About:
-    """What the page says of the server: versions, the model, and which prompts it takes."""
+    """What the page says of the server: versions, the model, which prompts it takes, and by which rule it sees images.
+
+    Without `intensity` that is each image's own.
+    """
 
     palpate: str
     model: str
     runtime: str
     prompts: tuple[str, ...]
     made_by: Mapping[str, Any]
+    intensity: Intensity | None = None
 
 
 def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRouter:
-    """The routes of /api/v1."""
+    """The routes of /api/v1.
+
+    Signs of life and jobs are looked after where requests are received, for they are answered at once: all else takes
+    one of the few threads, and may wait for one.
+    """
     api = APIRouter(prefix="/api/v1")
     turn = threading.Lock()
     quickness: dict[str, float] = {}
@@ -133,7 +143,7 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
     @api.get("/about")
     def _about() -> dict[str, Any]:
         told = asdict(about)
-        del told["made_by"]
+        del told["made_by"], told["intensity"]
         return {**told, "preview_ms": quickness.get("preview")}
 
     @api.get("/cases")
@@ -180,7 +190,7 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
             "lease": lease,
             "idle_seconds": desk.leases.idle,
             "liveness_seconds": desk.leases.liveness,
-            "image": _image(annotation, case),
+            "image": _image(annotation, case, about.intensity),
             "state": told,
             "patch": patch,
         }
@@ -191,7 +201,7 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         return Response(nifti_of(opened.image, opened.grid), media_type="application/octet-stream")
 
     @api.post("/cases/{case}/heartbeat")
-    def _heartbeat(case: _Case, x_palpate_lease: Annotated[str, Header()] = "") -> dict[str, float]:
+    async def _heartbeat(case: _Case, x_palpate_lease: Annotated[str, Header()] = "") -> dict[str, float]:
         desk.entry(case)
         return {"remaining_seconds": desk.leases.check(case, x_palpate_lease, used=False)}
 
@@ -214,7 +224,7 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
     def _prompt(annotation: Annotated[Annotation, Depends(changing)], asked: _Prompting) -> dict[str, Any]:
         axis, target = target_of(asked.prompt, annotation.opened.grid)
         with annotation.lock:
-            annotation.prompt(axis, target)
+            annotation.prompt(axis, target, window=asked.prompt.window)
             notes = annotation.draft.notes if annotation.draft is not None else ()
             return changed(annotation, asked.revision, notes)
 
@@ -222,7 +232,7 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
     def _preview(annotation: Annotated[Annotation, Depends(changing)], asked: _Previewing) -> dict[str, Any]:
         begun = perf_counter()
         axis, target = target_of(asked.prompt, annotation.opened.grid)
-        draft = annotation.previewed(axis, target)
+        draft = annotation.previewed(axis, target, window=asked.prompt.window)
         patch = _preview_patch(annotation, draft)
         quickness["preview"] = round(1000 * (perf_counter() - begun), 1)
         return {"patch": patch}
@@ -241,7 +251,8 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         if jobs.running("propagate", case=annotation.case):
             return  # which would be waited for
         with annotation.opened.lock:
-            annotation.opened.session(None if grid.picture else axis).encode([number])
+            session = annotation.opened.session(None if grid.picture else axis, asked.window)
+            session.encode([number])
 
     @api.post("/cases/{case}/propagate", status_code=202)
     def _propagate(annotation: Annotated[Annotation, Depends(changing)], asked: _Carrying) -> dict[str, Any]:
@@ -279,10 +290,7 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
     def _accept(annotation: Annotated[Annotation, Depends(changing)], asked: _Accepting) -> dict[str, Any]:
         desk.label(asked.label)
         with annotation.lock:
-            judged = _judged(annotation)
             taken = annotation.accept(asked.label, rules=desk.rules())
-            if judged is not None:
-                desk.judge(annotation.case, judged)
             return changed(annotation, asked.revision, _left(taken))
 
     @api.post("/cases/{case}/discard")
@@ -329,7 +337,7 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
             return {"agreement": None, "draws": DRAWS, "revision": revision}
         if known is None or known[0] is not draft:
             with annotation.opened.lock:
-                session = annotation.opened.session(step.axis)
+                session = annotation.opened.session(step.axis, step.window)
                 target = _judged_by(step, draft, session)
                 found = 0.0 if target is None else agreement(session, target, rng=np.random.default_rng(0)).mean
             known = (draft, found)
@@ -338,11 +346,11 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         return {"agreement": known[1], "draws": DRAWS, "revision": revision}
 
     @api.get("/jobs/{number}")
-    def _job(number: Annotated[str, Path(max_length=40)]) -> Job:
+    async def _job(number: Annotated[str, Path(max_length=40)]) -> Job:
         return jobs.get(number)
 
     @api.post("/jobs/{number}/cancel")
-    def _cancel(number: Annotated[str, Path(max_length=40)]) -> Job:
+    async def _cancel(number: Annotated[str, Path(max_length=40)]) -> Job:
         return jobs.cancel(number)
 
     @api.get("/teaching")
@@ -435,7 +443,7 @@ def _left(taken: Taken) -> tuple[str, ...]:
 
 
 def _state(annotation: Annotation, desk: Desk) -> dict[str, Any]:
-    undo, redo = annotation.undoable, annotation.redoable
+    undo, redo = annotation.deeds
     status = desk.status(annotation.case)
     each = _voxel_ml(annotation)
     draft = annotation.draft
@@ -462,8 +470,8 @@ def _state(annotation: Annotation, desk: Desk) -> dict[str, Any]:
         ],
         "can_undo": undo is not None,
         "can_redo": redo is not None,
-        "undo": undo,
-        "redo": redo,
+        "undo": None if undo is None else asdict(undo),
+        "redo": None if redo is None else asdict(redo),
         "done": status.status == "done",
         "status": status.status,
         "notes": [],
@@ -483,7 +491,7 @@ def _voxel_ml(annotation: Annotation) -> float | None:
     return float(abs(np.linalg.det(image.affine[:3, :3]))) / 1000
 
 
-def _image(annotation: Annotation, case: str) -> Mapping[str, Any]:
+def _image(annotation: Annotation, case: str, rule: Intensity | None) -> Mapping[str, Any]:
     image, grid = annotation.opened.image, annotation.opened.grid
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
     return {
@@ -496,7 +504,7 @@ def _image(annotation: Annotation, case: str) -> Mapping[str, Any]:
         "is_volume": image.is_volume,
         "knows_place": image.knows_place,
         "plane": grid.plane(annotation.opened.axis or 0),
-        "window": window_of(image),
+        "window": window_of(image, rule),
         "url": f"cases/{case}/image.nii",
     }
 

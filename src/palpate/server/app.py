@@ -24,6 +24,7 @@ from palpate.server.jobs import RETRY_SECONDS, Busy, Jobs, UnknownJob
 from palpate.server.key_in_path import KeyInPath
 from palpate.server.leases import Full, Gone, Taken
 from palpate.server.teaching import Teaching
+from palpate.server.uploads import TooMuch
 
 PAGE = Path(__file__).parent / "page"
 
@@ -42,6 +43,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (Behind, 409),
     (Busy, 429),
     (Full, 503),
+    (TooMuch, 413),
     (InputError, 422),
     (PalpateError, 409),
 )
@@ -114,6 +116,7 @@ def make_app(
             "runtime": runtime.describe(),
             "load": loaded or {},
         },
+        intensity=session.intensity,
     )
     app.include_router(api.router(desk, jobs, teaching, about))
     app.include_router(monai_label.router(desk, token=token, upload_bytes=upload_bytes, teaching=teaching, jobs=jobs))

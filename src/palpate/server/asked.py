@@ -19,6 +19,10 @@ _Voxel = tuple[_Index, _Index, _Index]
 _Path = Annotated[list[_Voxel], Field(min_length=1, max_length=MAX_PATH)]
 
 
+Seen = Annotated[str | None, Field(max_length=40, examples=["-600/1500", "percentiles"])]
+"""A rule of `palpate.images.intensity` by its name, for the model to see the image by; None: the server's."""
+
+
 class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -30,6 +34,7 @@ class BoxAsked(_Asked):
     plane: Plane
     from_: _Voxel = Field(alias="from")
     to: _Voxel
+    window: Seen = None
 
 
 class PointAsked(_Asked):
@@ -39,6 +44,7 @@ class PointAsked(_Asked):
     plane: Plane
     at: _Voxel
     positive: bool = True
+    window: Seen = None
 
 
 class ScribbleAsked(_Asked):
@@ -49,6 +55,7 @@ class ScribbleAsked(_Asked):
     path: _Path
     positive: bool = True
     radius: Annotated[float, Field(ge=0, le=50)] = 1.0
+    window: Seen = None
 
 
 PromptAsked = Annotated[BoxAsked | PointAsked | ScribbleAsked, Discriminator("kind")]

@@ -28,6 +28,7 @@ from palpate.server.journal import Journal
 from palpate.server.leases import Full, Leases
 from palpate.server.opened import OpenImage
 from palpate.server.record import image_hash
+from palpate.server.uploads import least_bytes
 
 STATE = ".palpate"
 """The folder beside the images in which the annotations are."""
@@ -36,11 +37,14 @@ MAX_OPEN = 16
 """Cases that may be open at once."""
 
 IMAGE_BYTES = 4 * 2**30
-"""What images may take that nobody has open at the moment."""
+"""What images may take together; one image may always be opened, whatever it takes."""
 
 Status = Literal["untouched", "started", "guessed", "done", "damaged"]
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,120}")
+
+_HASHED = re.compile(r"-[0-9a-f]{8}$")
+"""How ids end that are not a file's own name; a file that is called so gets another hash, so that no two are alike."""
 
 _COLOURS = (
     "#f2b134", "#4fb0e8", "#7bd389", "#e86a92", "#b89cf0", "#f28f5b", "#58d6c9", "#d9d04f",
@@ -73,7 +77,11 @@ class Label:
 
 @dataclass(frozen=True)
 class CaseStatus:
-    """What the list of cases says of one. `agreement` is the lowest of its objects, None where none was measured."""
+    """What the list of cases says of one.
+
+    `agreement` is the lowest of the objects that were accepted, or a guess's as long as none was; None where none was
+    measured.
+    """
 
     id: str
     name: str
@@ -88,7 +96,7 @@ class Desk:
     """The cases of a folder.
 
     `make_session` gives a new session on the model; `state` is where the journal is (default: a hidden folder beside
-    the images). At most `max_open` cases are open at once.
+    the images). At most `max_open` cases are open at once, and beside the first only as many as take `image_bytes`.
 
     Raises:
         FormatError: no such folder. OutputError: the state cannot be written.
@@ -112,6 +120,7 @@ class Desk:
         self._lock = threading.RLock()
         self._opening: dict[str, threading.Lock] = {}
         self._open: OrderedDict[str, OpenImage] = OrderedDict()
+        self._coming: dict[str, int] = {}  # what those take that are being read, as far as it is known
         self._annotations: dict[str, Annotation] = {}
         # What was let go of and somebody still works with, a job say: all who ask get the very same, as two maps of one
         # case would not know of each other.
@@ -139,9 +148,7 @@ class Desk:
     def rescan(self) -> None:
         """Look again which images the folder holds."""
         entries, _ = images_in(self.folder, leave_out=[self.state])
-        found: dict[str, Entry] = {}
-        for entry in entries:
-            found[_id_of(entry, found)] = entry
+        found = {_id_of(entry, self.folder): entry for entry in entries}
         with self._lock:
             self._entries = found
 
@@ -166,11 +173,6 @@ class Desk:
         self.entry(case)
         self.journal.set_case(case, done=done)
 
-    def judge(self, case: str, agreement: float) -> None:
-        """Note how certain an object of a case is; a case is as certain as its least certain object."""
-        known = self.status(case).agreement
-        self.journal.set_case(case, agreement=agreement if known is None else min(known, agreement))
-
     def finished(self) -> list[str]:
         """The cases that are done."""
         return [one.id for one in self.cases() if one.status == "done"]
@@ -194,7 +196,8 @@ class Desk:
         """A case's image, read unless it is in memory.
 
         Raises:
-            UnknownCase: no such case. FormatError and others: the image cannot be read.
+            UnknownCase: no such case. FormatError and others: the image cannot be read. Full: there is no room for it
+            beside those that are open.
         """
         entry = self.entry(case)
         with self._lock:
@@ -209,17 +212,27 @@ class Desk:
             if entry.damage:
                 raise InputError(entry.damage)
             try:
-                opened = OpenImage(read(entry.path, series=entry.series), self._make_session)
-            except PalpateError as error:
-                self._damage[case] = str(error)
-                raise
-            except MemoryError:
-                raise Full(f"there is not enough memory to open {case} at the moment; close another case") from None
-            self._damage.pop(case, None)
-            with self._lock:
-                self._open[case] = self._used[case] = opened
-                self._let_go(keep=case)
+                self._make_room(case, least_bytes(entry.path))
+                image = self._read(case, entry)
+                self._make_room(case, image.array.nbytes)
+                opened = OpenImage(image, self._make_session)
+                with self._lock:
+                    self._open[case] = self._used[case] = opened
+            finally:
+                with self._lock:
+                    self._coming.pop(case, None)
             return opened
+
+    def _read(self, case: str, entry: Entry) -> Image:
+        try:
+            image = read(entry.path, series=entry.series)
+        except PalpateError as error:
+            self._damage[case] = str(error)
+            raise
+        except MemoryError:
+            raise Full(f"there is not enough memory to open {case} at the moment; close another case") from None
+        self._damage.pop(case, None)
+        return image
 
     def annotation(self, case: str) -> Annotation:
         """The work on a case."""
@@ -257,12 +270,18 @@ class Desk:
             return annotation.labels.copy()
 
     def put_labels(
-        self, case: str, labels: np.ndarray, names: Mapping[int, str], how: str, *, score: float | None = None
+        self,
+        case: str,
+        labels: np.ndarray,
+        names: Mapping[int, str],
+        how: Literal["guess", "import"],
+        *,
+        score: float | None = None,
     ) -> None:
         """Put a label map that was made elsewhere in place of a case's; it can be undone.
 
-        `labels` are on the image's grid in array order, `how` says where they come from (`import`, `guess`), and
-        `names` are those of its values. Names that the folder has already get its value; others become new labels.
+        `labels` are on the image's grid in array order, `how` says where they come from, `score` how certain they are,
+        and `names` are those of its values. Names that the folder has already get its value; others become new labels.
 
         Raises:
             InputError: another shape than the image's, a locked label that would change, or too many labels.
@@ -280,8 +299,10 @@ class Desk:
                 changed = mapped.shape == there.shape and ((mapped == label.value) != (there == label.value)).any()
                 if label.locked and changed:
                     raise InputError(f"label {label.value} ({label.name}) is locked; unlock it to replace it")
-            annotation.put(mapped, kind=how, body={"names": {str(value): names[value] for value in names}})
-        self.journal.set_case(case, agreement=score)
+            body: dict[str, object] = {"names": {str(value): names[value] for value in names}}
+            if score is not None:
+                body["agreement"] = score
+            annotation.put(mapped, kind=how, body=body)
 
     # Labels.
 
@@ -403,15 +424,31 @@ class Desk:
         labels = tuple(sorted(self.journal.used_labels(case))) if actions else ()
         return CaseStatus(case, entry.name, "volume" if is_volume else "picture", status, labels, agreement, damage)
 
-    def _let_go(self, *, keep: str) -> None:
-        """Forget images that nobody has open, the longest unused first, beyond what memory allows."""
-        held = self.leases.held() | {keep}
-        total = sum(opened.image.array.nbytes for opened in self._open.values())
-        for case in [one for one in self._open if one not in held]:
-            if total <= self._image_bytes and len(self._open) <= self.leases.most:
-                return
-            total -= self._open.pop(case).image.array.nbytes
-            self._annotations.pop(case, None)
+    def _make_room(self, case: str, size: int) -> None:
+        """Count so many bytes for a case that is being read, and forget images that nobody has open to make room.
+
+        The longest unused go first.
+
+        Raises:
+            Full: what others have open leaves too little. Whoever is alone is never refused.
+        """
+        with self._lock:
+            self._coming.pop(case, None)
+            held = self.leases.held() | self._coming.keys()
+            sizes = {one: opened.image.array.nbytes for one, opened in self._open.items()}
+            kept = sum(sizes[one] for one in sizes if one in held) + sum(self._coming.values())
+            if kept and kept + size > self._image_bytes:
+                raise Full(
+                    f"the images that are open leave no room for {case}; close one of them, or try again in a minute"
+                )
+            self._coming[case] = size
+            total = sum(sizes.values()) + sum(self._coming.values())
+            for one in [one for one in self._open if one not in held]:
+                if total <= self._image_bytes and len(self._open) + len(self._coming) <= self.leases.most:
+                    return
+                del self._open[one]
+                self._annotations.pop(one, None)
+                total -= sizes[one]
 
 
 def _found(labels: list[Label], value: int) -> Label:
@@ -421,10 +458,18 @@ def _found(labels: list[Label], value: int) -> Label:
     raise InputError(f"there is no label {value}; there are {', '.join(str(label.value) for label in labels)}")
 
 
-def _id_of(entry: Entry, taken: Mapping[str, Entry]) -> str:
-    """A name for addresses: the entry's own where its characters allow, with a few digits of its hash where not."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", entry.name).strip(".")[:100]
-    if plain == entry.name and plain not in taken:
+def _id_of(entry: Entry, folder: Path) -> str:
+    """A name for addresses, which stays whatever else comes into the folder: annotations are found by it again.
+
+    A file is called as it is where the characters allow, a DICOM series by the file or sub-folder that holds it, as its
+    own name depends on its neighbours. Where that may not be enough, a few digits of a hash follow.
+    """
+    if entry.uid is None:
+        shown, key = entry.name, entry.path.relative_to(folder).as_posix()
+    else:
+        suffix = suffix_of(Path(entry.lies_in))
+        shown, key = entry.lies_in[: len(entry.lies_in) - len(suffix)], f"{entry.lies_in}\0{entry.uid}"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", shown).strip(".")[:100]
+    if plain == key and not _HASHED.search(plain):
         return plain
-    digest = hashlib.sha256(f"{entry.name}\0{entry.series or ''}\0{entry.path.name}".encode()).hexdigest()
-    return f"{plain or 'image'}-{digest[:8]}"
+    return f"{plain or 'image'}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"

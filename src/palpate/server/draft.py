@@ -33,12 +33,14 @@ MAX_STEPS = 2000
 class Step:
     """One look of the model: the prompts on a slice along `axis` of the array (None for a picture).
 
-    With a slice range, or `until_end`, the mask is carried from there.
+    With a slice range, or `until_end`, the mask is carried from there. `window` is the rule that the model sees the
+    image by, None the one for images of this kind (`OpenImage.session`).
     """
 
     axis: int | None
     target: Target
     until_end: bool = False
+    window: str | None = None
 
     @property
     def carried(self) -> bool:
@@ -80,8 +82,8 @@ class Draft:
                 return step
         return None
 
-    def prompted(self, opened: OpenImage, axis: int | None, target: Target) -> Draft:
-        """With more prompts on a slice; its mask is made anew from all prompts there.
+    def prompted(self, opened: OpenImage, axis: int | None, target: Target, *, window: str | None = None) -> Draft:
+        """With more prompts on a slice; its mask is made anew from all prompts there, by this window.
 
         A box takes the place of the box before, as a mask does; points and scribbles are added.
 
@@ -89,9 +91,8 @@ class Draft:
             PromptError: prompts that make no sense on this image; UnsupportedPrompt: not for this model.
         """
         before = self.at(axis, target.z or 0)
-        step = Step(
-            axis, replace(target, prompts=_joined(() if before is None else before.target.prompts, target.prompts))
-        )
+        prompts = _joined(() if before is None else before.target.prompts, target.prompts)
+        step = Step(axis, replace(target, prompts=prompts), window=window)
         others = tuple(other for other in self.steps if other is not before)
         return replace(self, steps=others)._with(opened, step)
 
@@ -126,7 +127,7 @@ class Draft:
                 "there is nothing to carry through the volume; draw a box or a point on a slice of this plane first"
             )
         target = replace(start.target, z_range=(first, last))
-        return self._with(opened, Step(axis, target, until_end), progress=progress)
+        return self._with(opened, Step(axis, target, until_end, start.window), progress=progress)
 
     def stroked(self, opened: OpenImage, stroke: Stroke) -> Draft:
         """With what a brush added, or an eraser removed.
@@ -155,13 +156,14 @@ class Draft:
         # Checked first: a look takes a while.
         steps = self._more(step)
         with opened.lock:
-            session = opened.session(step.axis)
+            session = opened.session(step.axis, step.window)
             found = session.predict_all([step.target], until_end=step.until_end, progress=progress)
         mask = self.mask.copy()
         if step.axis is None:
             mask[...] = found.mask
         else:
-            ours, theirs = slice_first(mask, step.axis), slice_first(found.mask, step.axis)
+            # Only the slices that count are looked at: a volume has a hundred times their pixels.
+            ours, theirs = slice_first(mask, step.axis), slice_first(found.labels, step.axis)
             z = step.target.z or 0
             first, last = step.target.z_range or ((0, len(ours) - 1) if step.until_end else (z, z))
             by_hand = {
@@ -171,7 +173,7 @@ class Draft:
             }
             for number in range(first, last + 1):
                 if not step.carried or number not in by_hand:
-                    ours[number] = theirs[number]
+                    ours[number] = theirs[number] > 0
         return Draft(steps, mask, found.predicted_iou, found.notes)
 
     def _more(self, step: Step | Stroke) -> tuple[Step | Stroke, ...]:
@@ -232,6 +234,8 @@ def step_to_json(step: Step | Stroke) -> dict[str, Any]:
         entry["range"] = list(step.target.z_range)
     if step.until_end:
         entry["until_end"] = True
+    if step.window is not None:
+        entry["window"] = step.window
     return entry
 
 
@@ -260,7 +264,8 @@ def step_from_json(entry: Mapping[str, Any], *, pixels: int) -> Step | Stroke:
         first_last = cast("list[int] | None", entry.get("range"))
         z_range = None if first_last is None else (int(first_last[0]), int(first_last[1]))
         axis = None if entry["axis"] is None else _axis(entry["axis"])
-        return Step(axis, Target(prompts, z_range=z_range), bool(entry.get("until_end", False)))
+        window = None if entry.get("window") is None else str(entry["window"])
+        return Step(axis, Target(prompts, z_range=z_range), bool(entry.get("until_end", False)), window)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:  # JSON has numbers without end
         raise PromptError(
             f"this is no step of a drawing ({type(error).__name__}: {error}): {str(entry)[:80]}"

@@ -12,6 +12,7 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from http.cookies import CookieError, SimpleCookie
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -53,7 +54,8 @@ class Guard:
     """ASGI middleware.
 
     - `token`: what must come as cookie, as `Authorization: Bearer`, or once as `?token=`; None lets everybody in.
-    - `hosts`: the names under which this server may be asked, without ports.
+    - `hosts`: the names under which this server may be asked, without ports; beside them, it may be under the address
+      at which it was reached: nobody else's page can have that one.
     - `open_paths`: paths, or prefixes of them that end in a slash, that need no token.
     - `large`: prefixes of paths whose bodies may be larger, with the most they may send.
     """
@@ -81,7 +83,8 @@ class Guard:
         if scope["type"] != "http":  # nothing here speaks websockets
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if _host(headers.get("host", "")) not in self._hosts:
+        host = _host(headers.get("host", ""))
+        if host not in self._hosts and host != _reached_at(scope):
             await _refuse(send, 421, f"this server does not answer for {headers.get('host', 'no host')[:80]!r}")
             return
         origin = headers.get("origin")
@@ -181,6 +184,17 @@ def _host(header: str) -> str:
     if header.startswith("["):
         return header.partition("]")[0].lower() + "]"
     return header.partition(":")[0].lower()
+
+
+def _reached_at(scope: Scope) -> str | None:
+    """The address of this machine that a request came to, as a Host header has it; None where it is not known."""
+    try:
+        address = ip_address(str((scope.get("server") or ("",))[0]).partition("%")[0])
+    except ValueError:  # a name, where no network lies between
+        return None
+    if isinstance(address, IPv6Address):
+        address = address.ipv4_mapped or address
+    return f"[{address}]" if isinstance(address, IPv6Address) else str(address)
 
 
 def _place(origin: str) -> str | None:

@@ -30,19 +30,22 @@ from palpate.errors import OutputError
 VERSION = 1
 """Of the database's tables. A newer one is refused, rather than misread."""
 
+WHOLE = ("guess", "import")
+"""The kinds of action that put a label map in place of the whole one that was there."""
+
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS labels (
   value INTEGER PRIMARY KEY CHECK (value BETWEEN 1 AND 254),
   name TEXT NOT NULL, colour TEXT NOT NULL, locked INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS cases (
-  name TEXT PRIMARY KEY, image TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0, agreement REAL);
+  name TEXT PRIMARY KEY, image TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS actions (
   number INTEGER PRIMARY KEY AUTOINCREMENT,
   name TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('done', 'undone', 'dropped')), kind TEXT NOT NULL,
-  body TEXT NOT NULL, draft TEXT, draft_mask BLOB, place TEXT, before BLOB, after BLOB,
-  used TEXT NOT NULL, made_at REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS actions_of_a_case ON actions (name, state, number);
+  agreement REAL, used TEXT NOT NULL, body TEXT NOT NULL, draft TEXT, draft_mask BLOB, place TEXT, before BLOB,
+  after BLOB, made_at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS actions_of_a_case ON actions (name, state, number, kind, agreement);
 """
 
 
@@ -162,29 +165,37 @@ class Journal:
         """Forget a label."""
         self._write("DELETE FROM labels WHERE value = ?", value)
 
-    def set_case(self, case: str, *, image: str = "", done: bool | None = None, agreement: float | None = None) -> None:
+    def set_case(self, case: str, *, image: str = "", done: bool | None = None) -> None:
         """Note what is known of a case; what is None stays."""
         self._write(
-            "INSERT INTO cases (name, image, done, agreement) VALUES (?, ?, coalesce(?, 0), ?) "
+            "INSERT INTO cases (name, image, done) VALUES (?, ?, coalesce(?, 0)) "
             "ON CONFLICT (name) DO UPDATE SET image = CASE excluded.image WHEN '' THEN image ELSE excluded.image END, "
-            "done = coalesce(?, done), agreement = coalesce(excluded.agreement, agreement)",
+            "done = coalesce(?, done)",
             case,
             image,
             done,
-            agreement,
             done,
         )
 
     def cases(self, only: str | None = None) -> dict[str, tuple[bool, float | None, int, str]]:
-        """Of each case that is known, or of one: whether it is done, its agreement, how many actions, the last kind."""
+        """Of each case that is known, or of one: whether it is done, its agreement, how many actions, the last kind.
+
+        The agreement is the lowest of the objects that were accepted since the labels were last put as a whole; where
+        none was, it is that of the labels as they were put.
+        """
         with self._lock, self._telling():
             rows = self._base.execute(
-                "SELECT c.name, c.done, c.agreement, count(a.number), coalesce(l.kind, '') FROM cases c "
-                "LEFT JOIN actions a ON a.name = c.name AND a.state = 'done' "
-                "LEFT JOIN actions l ON l.number = "
-                "(SELECT max(number) FROM actions WHERE name = c.name AND state = 'done') "
-                f"{'' if only is None else 'WHERE c.name = ? '}GROUP BY c.name",
-                () if only is None else (only,),
+                "WITH known AS (SELECT a.name, count(*) AS actions, max(a.number) AS last, "
+                "max(CASE WHEN a.kind = 'accept' THEN a.number END) AS accepted, "
+                f"coalesce(max(CASE WHEN a.kind IN {WHOLE} THEN a.number END), 0) AS put "
+                "FROM cases c JOIN actions a ON a.name = c.name AND a.state = 'done' "
+                f"{'' if only is None else 'WHERE c.name = ? '}GROUP BY a.name) "
+                "SELECT c.name, c.done, CASE WHEN k.accepted > k.put THEN (SELECT min(agreement) FROM actions "
+                "WHERE name = c.name AND state = 'done' AND number > k.put AND kind = 'accept') "
+                "ELSE (SELECT agreement FROM actions WHERE number = k.put) END, "
+                "coalesce(k.actions, 0), coalesce((SELECT kind FROM actions WHERE number = k.last), '') "
+                f"FROM cases c LEFT JOIN known k ON k.name = c.name {'' if only is None else 'WHERE c.name = ?'}",
+                () if only is None else (only, only),
             ).fetchall()
         return {
             str(name): (bool(done), agreement, int(count), str(kind)) for name, done, agreement, count, kind in rows
@@ -220,7 +231,10 @@ class Journal:
         mask: Bool[np.ndarray, "..."] | None,
         patch: Patch | None,
     ) -> int:
-        """Keep an action; what was undone before is dropped. The number of the action."""
+        """Keep an action; what was undone before is dropped. The number of the action.
+
+        `body` may have the `agreement` of what came of it.
+        """
         drawn, packed = (None, None) if mask is None else _packed(mask)
         content = None if draft is None else json.dumps({**draft, "place": drawn})
         place = None if patch is None else json.dumps([list(patch.start), list(patch.after.shape)])
@@ -232,9 +246,12 @@ class Journal:
                 self._base.execute("UPDATE actions SET state = 'dropped' WHERE name = ? AND state = 'undone'", (case,))
                 number = self._base.execute(
                     "INSERT INTO actions "
-                    "(name, state, kind, body, draft, draft_mask, place, before, after, used, made_at) "
-                    "VALUES (?, 'done', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (case, kind, json.dumps(body), content, packed, place, *blobs, used, time()),
+                    "(name, state, kind, agreement, body, draft, draft_mask, place, before, after, used, made_at) "
+                    "VALUES (?, 'done', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        *(case, kind, body.get("agreement"), json.dumps(body)),
+                        *(content, packed, place, *blobs, used, time()),
+                    ),
                 ).lastrowid
                 self._base.execute("COMMIT")
             except BaseException:
@@ -246,15 +263,20 @@ class Journal:
 
     def kinds(self, case: str) -> tuple[str | None, str | None]:
         """The kinds of the action that would be undone, and of the one that would be redone."""
+        undo, redo = self.next_ones(case)
+        return undo and undo[0], redo and redo[0]
+
+    def next_ones(self, case: str) -> tuple[tuple[str, Mapping[str, Any]] | None, tuple[str, Mapping[str, Any]] | None]:
+        """Kind and body of the action that would be undone, and of the one that would be redone."""
         with self._lock, self._telling():
             undo, redo = (
                 self._base.execute(
-                    f"SELECT kind FROM actions WHERE name = ? AND state = ? ORDER BY number {order} LIMIT 1",
+                    f"SELECT kind, body FROM actions WHERE name = ? AND state = ? ORDER BY number {order} LIMIT 1",
                     (case, state),
                 ).fetchone()
                 for state, order in (("done", "DESC"), ("undone", "ASC"))
             )
-        return undo and str(undo[0]), redo and str(redo[0])
+        return undo and (str(undo[0]), _body(undo[1])), redo and (str(redo[0]), _body(redo[1]))
 
     def last_done(self, case: str, *, shape: tuple[int, ...], before: int | None = None) -> Action | None:
         """The last action that is not undone, or the last of those before the number of one."""
@@ -318,6 +340,14 @@ def bounds(mask: Bool[np.ndarray, "..."]) -> tuple[slice, ...] | None:
         # What is left to look at gets smaller with each axis: only the first looks at all of a volume.
         mask = mask[(*(slice(None) for _ in range(axis)), window[-1])]
     return tuple(window)
+
+
+def _body(content: str) -> Mapping[str, Any]:
+    """What was asked, to be told; one that is damaged says so when it is undone or redone (`Journal._one`)."""
+    try:
+        return json.loads(content)
+    except ValueError:
+        return {}
 
 
 def _action(row: tuple[Any, ...], shape: tuple[int, ...]) -> Action:

@@ -27,7 +27,7 @@ from palpate.server.monai_label_infer import MODELS, Asked, asked, segment
 from palpate.server.monai_label_service import IMAGE_BYTES, UPLOAD_BYTES, Service, Teacher, Upload
 from palpate.server.monai_label_sessions import Session, open_upload
 from palpate.server.opened import OpenImage
-from palpate.server.uploads import IMAGE_SUFFIXES
+from palpate.server.uploads import IMAGE_SUFFIXES, MOST_FILES
 
 OPEN_PATHS = ("/auth/", "/auth/token")
 """Where nobody has a token yet. `/auth/token/valid` looks for itself."""
@@ -178,7 +178,7 @@ def _inference(routes: APIRouter, service: Service) -> None:
 def _sessions(routes: APIRouter, service: Service) -> None:
     @routes.put("/session/", summary="Send an image for a while, without putting it into the folder")
     def create(
-        files: Annotated[list[Upload], File(max_length=20_000)],
+        files: Annotated[list[Upload], File(max_length=MOST_FILES)],
         uncompress: bool = False,
         expiry: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
     ) -> dict[str, Any]:

@@ -26,7 +26,15 @@ from palpate.server.leases import Taken
 from palpate.server.monai_label_files import from_raw, on_grid, write_result
 from palpate.server.monai_label_service import Service, Upload
 from palpate.server.monai_label_sessions import open_upload
-from palpate.server.uploads import IMAGE_SUFFIXES, LABEL_SUFFIXES, TooMuch, checked_id, checked_suffix, claimed_voxels
+from palpate.server.uploads import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    TooMuch,
+    check_end,
+    checked_id,
+    checked_suffix,
+    claimed_voxels,
+)
 
 FINAL = "final"
 """The tag of labels that are done."""
@@ -217,6 +225,7 @@ def _label_map(service: Service, case: str, upload: Upload) -> np.ndarray:
         try:
             labels = read(path)
         except InputError as error:
+            check_end(path, suffix)
             raise FormatError(str(error).replace(str(path), "the label map")) from None
         return on_grid(labels, image)
     finally:

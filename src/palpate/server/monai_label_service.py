@@ -21,7 +21,7 @@ from palpate.server.jobs import RETRY_SECONDS, Busy, Job, Jobs
 from palpate.server.leases import Full, Gone, Taken
 from palpate.server.monai_label_files import ServedImages
 from palpate.server.monai_label_sessions import Sessions, UnknownSession
-from palpate.server.uploads import IMAGE_SUFFIXES, TooMuch, checked_id, receive
+from palpate.server.uploads import IMAGE_SUFFIXES, MOST_FILES, TooMuch, checked_id, receive
 
 UPLOAD_BYTES = 2**30
 """The most that a request may send."""
@@ -101,7 +101,7 @@ class Service:
         for wanted in (plain, *(f"{plain}{suffix}" for suffix in IMAGE_SUFFIXES)):
             if wanted in cases:
                 return wanted
-        return next((case for case in cases if self.desk.entry(case).series == plain), None)
+        return next((case for case in cases if self.desk.entry(case).uid == plain), None)
 
     def status(self, case: str) -> CaseStatus:
         """What the desk says of a case."""
@@ -170,6 +170,14 @@ def refusal(error: PalpateError) -> HTTPException:
     return HTTPException(status, str(error))
 
 
+class _ManyFiles(Request):
+    """A request whose form may hold a series; it is the bytes of the whole that are bounded."""
+
+    def form(self, **limits: Any) -> Any:
+        """As any request's, whose forms hold a thousand files at most."""
+        return super().form(**{**limits, "max_files": MOST_FILES})
+
+
 def _bounded(request: Request, most: int) -> Request:
     """The request, whose body ends in an error where it becomes too long."""
     length = request.headers.get("content-length", "0")
@@ -188,4 +196,4 @@ def _bounded(request: Request, most: int) -> Request:
             raise HTTPException(413, f"a request may send {most} bytes at most")
         return message
 
-    return Request(request.scope, read)
+    return _ManyFiles(request.scope, read)

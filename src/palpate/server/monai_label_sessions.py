@@ -12,17 +12,24 @@ from time import monotonic, time
 
 from palpate.errors import FormatError, InputError, PalpateError
 from palpate.images import read
+from palpate.images.formats import suffix_of
 from palpate.images.image import Image
 from palpate.server.leases import Full
 from palpate.server.opened import OpenImage
-from palpate.server.uploads import IMAGE_SUFFIXES, check_claim, checked_suffix, unpack
+from palpate.server.uploads import IMAGE_SUFFIXES, check_claim, check_end, checked_suffix, least_bytes, unpack
 
 EXPIRY_SECONDS = 3600.0
 """After so long without a question a session ends."""
 
 LONGEST_SECONDS = 24 * 3600.0
 
+SPARED_SECONDS = 300.0
+"""After so long without a question a session ends early, if a new one needs its place."""
+
 MOST = 8
+
+MOST_BYTES = 4 * 2**30
+"""What the images of all sessions may take together; one image may always be sent."""
 
 
 class UnknownSession(InputError):
@@ -44,7 +51,11 @@ class Session:
 
 
 class Sessions:
-    """Sessions under names that cannot be guessed; their files lie in `folder`."""
+    """Sessions under names that cannot be guessed; their files lie in `folder`.
+
+    There are at most `most`, whose images take at most `most_bytes` together, and each at most `image_bytes`. For a new
+    one that does not fit, those that were not used for a while end, the longest unused first.
+    """
 
     def __init__(
         self,
@@ -52,16 +63,19 @@ class Sessions:
         open_image: Callable[[Image], OpenImage],
         *,
         most: int = MOST,
+        most_bytes: int = MOST_BYTES,
         image_bytes: int,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._folder = folder
         self._open_image = open_image
         self._most = most
+        self._most_bytes = most_bytes
         self._image_bytes = image_bytes
         self._clock = clock
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
+        self._coming: dict[str, int] = {}  # what those take that are being read, as far as it is known
 
     def check_room(self) -> None:
         """Raise what `create` would, before anything is sent.
@@ -71,8 +85,7 @@ class Sessions:
         """
         with self._lock:
             self._reap()
-            if len(self._sessions) >= self._most:
-                raise Full(f"{self._most} images were sent and are in use; end a session, or try again later")
+            self._in_the_way(0)
 
     def create(
         self, files: list[tuple[str, Path]], folder: Path, *, uncompress: bool, expiry: float | None = None
@@ -85,12 +98,17 @@ class Sessions:
         Raises:
             FormatError and others: not an image. TooMuch: more than is taken. Full: too many sessions.
         """
+        name = secrets.token_urlsafe(18)
         try:
-            self.check_room()
+            with self._lock:
+                self._reap()
+                claimed = sum(least_bytes(path) for _, path in files)
+                self._in_the_way(claimed)
+                self._coming[name] = claimed
             file, image = open_upload(files, folder, uncompress=uncompress, image_bytes=self._image_bytes)
             now = self._clock()
             session = Session(
-                id=secrets.token_urlsafe(18),
+                id=name,
                 folder=folder,
                 file=file,
                 name=f"image{file.name.partition('.')[1]}{file.name.partition('.')[2]}" if file.is_file() else "series",
@@ -100,10 +118,14 @@ class Sessions:
                 used=now,
             )
             with self._lock:
-                if len(self._sessions) >= self._most:
-                    raise Full(f"{self._most} images were sent and are in use; end a session, or try again later")
-                self._sessions[session.id] = session
+                del self._coming[name]
+                # Only now: if what was sent is no image, nobody's session has ended for it.
+                for other in self._in_the_way(image.array.nbytes):
+                    self._end(other)
+                self._sessions[name] = session
         except BaseException:
+            with self._lock:
+                self._coming.pop(name, None)
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return session
@@ -132,6 +154,29 @@ class Sessions:
         self.get(name)
         with self._lock:
             self._end(name)
+
+    def _in_the_way(self, size: int) -> list[str]:
+        """The sessions that have to end for one more of so many bytes.
+
+        Raises:
+            Full: those that may end early are not enough.
+        """
+        now = self._clock()
+        count = len(self._sessions) + len(self._coming)
+        total = sum(one.opened.image.array.nbytes for one in self._sessions.values()) + sum(self._coming.values())
+        found: list[str] = []
+        for one in sorted(self._sessions.values(), key=lambda one: one.used):
+            fits = count < self._most and total + size <= self._most_bytes
+            if fits or now - one.used < SPARED_SECONDS:
+                break
+            found.append(one.id)
+            count -= 1
+            total -= one.opened.image.array.nbytes
+        if count >= self._most:
+            raise Full(f"{self._most} images were sent and are in use; end a session, or try again in some minutes")
+        if total and total + size > self._most_bytes:
+            raise Full("images that were sent and are in use leave no room; end one, or try again in some minutes")
+        return found
 
     def _reap(self) -> None:
         now = self._clock()
@@ -171,6 +216,8 @@ def open_upload(
     try:
         image = read(file)
     except PalpateError as error:
+        if file.is_file():
+            check_end(file, suffix_of(file))
         # Where it lies here is nobody's business.
         raise type(error)(str(error).replace(str(file), "what was sent").replace(str(folder), "here")) from None
     except MemoryError:

@@ -183,10 +183,13 @@ def router(
 
 
 def _leasing(routes: APIRouter, clients: Clients, *, capabilities: _Capabilities) -> None:
-    """Who is connected, and to what."""
+    """Who is connected, and to what.
+
+    Signs of life are answered where requests are received: all else takes one of the few threads, and may wait for one.
+    """
 
     @routes.get("/healthz")
-    def _healthz() -> dict[str, bool]:  # pyright: ignore[reportUnusedFunction]
+    async def _healthz() -> dict[str, bool]:  # pyright: ignore[reportUnusedFunction]
         return {"ok": True}
 
     @routes.get("/capabilities")
@@ -210,11 +213,11 @@ def _leasing(routes: APIRouter, clients: Clients, *, capabilities: _Capabilities
         return {"released": x_lease_token is not None and clients.release(x_lease_token)}
 
     @routes.post("/heartbeat")
-    def _heartbeat(token: _Token) -> dict[str, float | int]:  # pyright: ignore[reportUnusedFunction]
+    async def _heartbeat(token: _Token) -> dict[str, float | int]:  # pyright: ignore[reportUnusedFunction]
         return {"remaining_seconds": clients.left(token, heard=True)}
 
     @routes.get("/lease_status")
-    def _lease_status(token: _Token) -> dict[str, float | int]:  # pyright: ignore[reportUnusedFunction]
+    async def _lease_status(token: _Token) -> dict[str, float | int]:  # pyright: ignore[reportUnusedFunction]
         left = clients.left(token, heard=False)
         return {"remaining_seconds": left, "idle_timeout_seconds": clients.idle}
 
@@ -342,7 +345,7 @@ def _drawing(routes: APIRouter, clients: Clients) -> None:
 # What comes in.
 
 
-def _token(x_lease_token: Annotated[str | None, Header()] = None) -> str:
+async def _token(x_lease_token: Annotated[str | None, Header()] = None) -> str:
     if not x_lease_token:
         raise Gone("the lease token is missing; claim a session first (POST /claim)")
     return x_lease_token

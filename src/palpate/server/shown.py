@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from palpate.images.image import Image
-from palpate.images.intensity import WINDOWS, AsIs, MinMax, Percentiles, Window, intensity_for
+from palpate.images.intensity import WINDOWS, AsIs, Intensity, MinMax, Percentiles, Window, intensity_for
 from palpate.server.annotation import Annotation
 from palpate.server.grid import RasGrid
 
@@ -35,18 +35,22 @@ def nifti_of(image: Image, grid: RasGrid) -> bytes:
     return stream.getvalue()
 
 
-def window_of(image: Image) -> dict[str, Any]:
-    """The range of values that is shown as black to white, and others to choose from: {low, high, presets}."""
+def window_of(image: Image, rule: Intensity | None = None) -> dict[str, Any]:
+    """The range of values that is shown as black to white, and others to choose from: {low, high, presets}.
+
+    It is what the model sees the image by: `rule`, or the one for images of this kind.
+    """
     if image.colour:
         return {"low": 0.0, "high": 255.0, "presets": []}
     values = image.array.ravel()[:: max(1, image.array.size // _SAMPLE)].astype(np.float64)
     lowest, highest = float(values.min()), float(values.max())
     whole = {"name": "whole range", "low": lowest, "high": max(highest, lowest + 1e-6)}
-    rule = intensity_for(image)
+    rule = rule or intensity_for(image)
     presets: list[dict[str, Any]] = []
     if isinstance(rule, Window):
         chosen = _preset(rule)
-        presets = [_preset(window) for window in WINDOWS.values()]
+        presets = [_preset(window) for window in WINDOWS.values()] if image.modality == "CT" else []
+        presets = presets if rule in WINDOWS.values() and presets else [chosen, *presets]
     elif isinstance(rule, Percentiles):
         inside = values[values != 0]
         low, high = np.percentile(inside if inside.size else values, [rule.low, rule.high]).tolist()
@@ -82,7 +86,7 @@ def packed(values: np.ndarray, window: tuple[slice, ...], grid: RasGrid) -> dict
 
 def _preset(window: Window) -> dict[str, Any]:
     low, high = window.level - window.width / 2, window.level + window.width / 2
-    return {"name": window.name, "low": float(low), "high": float(high)}
+    return {"name": window.name or f"{window.level:g}/{window.width:g}", "low": float(low), "high": float(high)}
 
 
 def _bytes_of(volume: np.ndarray) -> np.ndarray:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
 from palpate.errors import FormatError, InputError
+from palpate.images.formats import suffix_of
+from palpate.images.formats.payload import DEFLATE_LIMIT
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,120}")
 
@@ -35,7 +37,11 @@ _SMALL = 2**26
 _RATIO = 100
 """Images of patients hold noise, which packs by less than ten; only what was made to grow packs by a hundred."""
 
-_MEMBERS = 20_000
+MOST_FILES = 20_000
+"""Of an archive, or of a form: a series of the longest kind has some thousand slices."""
+
+_TAIL = 2**20
+"""Bytes that may follow the voxels of a volume, before its header is a lie."""
 
 _ITEMSIZE = 8
 """Bytes of a voxel whose type is not looked up; none has more."""
@@ -115,8 +121,8 @@ def unpack(archive: Path, folder: Path, *, most: int) -> list[Path]:
     try:
         with zipfile.ZipFile(archive) as packed:
             members = packed.infolist()
-            if len(members) > _MEMBERS:
-                raise TooMuch(f"an archive of {len(members)} files came; {_MEMBERS} are the most")
+            if len(members) > MOST_FILES:
+                raise TooMuch(f"an archive of {len(members)} files came; {MOST_FILES} are the most")
             for member in members:
                 _check_member(member)
             if sum(member.file_size for member in members) > most:
@@ -160,6 +166,42 @@ def check_claim(path: Path, suffix: str, *, most: int) -> None:
             f"the image claims {voxels * itemsize} bytes in a file of {size}, as only made-up files do; save it "
             "without compression"
         )
+
+
+def check_end(path: Path, suffix: str) -> None:
+    """Refuse a gzipped NIfTI that unpacks to more than its header claims; nothing of it is kept.
+
+    Its reader stops there as well, and calls that damage.
+
+    Raises:
+        TooMuch: it does.
+    """
+    claimed = claimed_voxels(path, suffix) if suffix == ".nii.gz" else None
+    if claimed is None:
+        return
+    left = claimed[0] * claimed[1] + _TAIL
+    try:
+        with gzip.open(path) as stream:
+            while left >= 0 and (piece := stream.read(_CHUNK)):
+                left -= len(piece)
+    except (OSError, EOFError, zlib.error):  # its reader has said what is wrong
+        return
+    if left < 0:
+        raise TooMuch("the file unpacks to more than its header claims, as only made-up files do; export it again")
+
+
+def least_bytes(path: Path) -> int:
+    """The least that a file's image will take in memory, by its header; 0 where that says nothing, or no sense."""
+    suffix = suffix_of(path)
+    try:
+        claimed = claimed_voxels(path, suffix)
+        size = path.stat().st_size
+    except OSError:  # its reader will say what is wrong
+        return 0
+    if claimed is None:
+        return 0
+    least = claimed[0] * (claimed[1] if suffix in (".nii", ".nii.gz") else 1)
+    return least if least <= size * DEFLATE_LIMIT else 0
 
 
 def claimed_voxels(path: Path, suffix: str) -> tuple[int, int] | None:

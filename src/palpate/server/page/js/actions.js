@@ -1,7 +1,7 @@
 // The verbs of the page, for buttons, keys and the pointer alike. A failure is told in the server's own words.
 
 import * as api from "./api.js";
-import { app, changed, DRAFT, labelOf, say } from "./app.js";
+import { app, changed, DRAFT, labelOf, nameOf, say, seenWindow } from "./app.js";
 import { OpenCase } from "./case.js";
 import { choose } from "./dialogs.js";
 import { PLANES } from "./planes.js";
@@ -24,9 +24,15 @@ export async function attempt(work) {
 
 // ---------------------------------------------------------------- cases
 
+export async function loadAbout() {
+  Object.assign(app.about, await api.get("about"));
+  changed();
+}
+
 export async function loadCases({ rescan = false } = {}) {
   const query = `order=${app.order}${rescan ? "&rescan=true" : ""}`;
   app.cases = (await api.get(`cases?${query}`)).cases;
+  app.listed = true;
   changed();
 }
 
@@ -45,8 +51,9 @@ export const orderBy = (order) =>
 export async function openCase(id, { takeOver = false } = {}) {
   if (app.opening || (app.case?.id === id && !app.case.lost)) return;
   app.opening = id;
+  app.failed = null;
   app.gesture = null;
-  changed();
+  say("");
   try {
     if (app.case) await app.case.close();
     app.case = null;
@@ -59,7 +66,10 @@ export async function openCase(id, { takeOver = false } = {}) {
     if (error.status === 409 && !takeOver) {
       const yes = await choose("Open elsewhere", error.message, ["Take it over", "Leave it"]);
       if (yes === 0) return openCase(id, { takeOver: true });
+      return undefined;
     }
+    app.failed = { id, why: error instanceof api.Unreachable ? null : error.message };
+    attempt(loadCases); // it may be damaged
     throw error;
   } finally {
     app.opening = null;
@@ -93,19 +103,25 @@ export const reopen = () => attempt(() => openCase(app.case.id, { takeOver: true
 /** The server answers again; one that was started anew knows no leases, so the case is opened once more. */
 export const recover = () =>
   attempt(async () => {
-    const { case: one } = app;
-    if (!one) return;
+    const { case: one, failed } = app;
+    await Promise.all([loadAbout(), loadCases(), loadLabels(), loadTeaching()]);
+    if (!one) {
+      if (failed && !failed.why) await openCase(failed.id);
+      return;
+    }
     try {
       await one.refresh();
       say("the server answers again", "good");
     } catch (error) {
       if (error.status !== 410) throw error;
       await openCase(one.id);
+      say("the server was started anew, and goes on where it was", "good");
     }
   });
 
 export function step(by) {
-  const at = app.cases.findIndex((one) => one.id === (app.case?.id ?? app.opening));
+  const here = app.case?.id ?? app.opening ?? app.failed?.id;
+  const at = app.cases.findIndex((one) => one.id === here);
   const next = app.cases[at + by];
   if (next) return open(next.id);
   say(by > 0 ? "this is the last case" : "this is the first case");
@@ -135,7 +151,7 @@ function ask(verb, body, told) {
 }
 
 export const prompt = (what) =>
-  ask("prompts", { prompt: what }, (state) =>
+  ask("prompts", { prompt: { ...what, window: seenWindow() } }, (state) =>
     `${what.kind} on ${what.plane}: ${state.draft ? `${state.draft.voxels.toLocaleString("en")} voxels` : "nothing found"}`);
 
 export async function accept() {
@@ -151,16 +167,16 @@ export const discard = () =>
   app.case?.state.draft ? ask("discard", {}, () => "discarded") : say("there is nothing to discard");
 
 export async function undo() {
-  const { undo: what, can_undo: can } = app.case?.state ?? {};
-  if (!can) return say("there is nothing to undo");
-  await ask("undo", {}, () => `undone: ${what}`);
+  const { undo: last } = app.case?.state ?? {};
+  if (!last) return say("there is nothing to undo");
+  await ask("undo", {}, () => `undone: ${nameOf(last)}`);
   return attempt(loadCases);
 }
 
 export async function redo() {
-  const { redo: what, can_redo: can } = app.case?.state ?? {};
-  if (!can) return say("there is nothing to redo");
-  await ask("redo", {}, () => `done again: ${what}`);
+  const { redo: next } = app.case?.state ?? {};
+  if (!next) return say("there is nothing to redo");
+  await ask("redo", {}, () => `done again: ${nameOf(next)}`);
   return attempt(loadCases);
 }
 
@@ -177,20 +193,25 @@ let waiting = null;
 /**
  * Show the mask of a prompt that is still being drawn. One is asked for at a time, and only the last one waits. The
  * first on a slice is slow, since the slice is encoded then, which the prompt would need anyway; where the next is slow
- * too, the machine is, and the mask comes with the prompt.
+ * too, the machine is, and the mask comes with the prompt. A machine that is known to be slow, at first by what the
+ * server says of it, is asked for a second one only if the first was quick.
  */
 export async function preview(what) {
   waiting = what;
   if (previewing) return;
   previewing = true;
-  const { case: one, gesture } = app;
+  const { case: one, gesture, about } = app;
+  gesture.slow ??= about.preview_ms > QUICK_MS ? 1 : 0;
   try {
-    while (waiting && app.gesture === gesture && app.case === one && (gesture.slow ?? 0) < 2) {
+    while (waiting && app.gesture === gesture && app.case === one && gesture.slow < 2) {
       const next = waiting;
       waiting = null;
       const begun = performance.now();
-      const patch = await one.preview(next);
-      if (performance.now() - begun > QUICK_MS) gesture.slow = (gesture.slow ?? 0) + 1;
+      const patch = await one.preview({ ...next, window: seenWindow() });
+      const took = performance.now() - begun;
+      if (took > QUICK_MS) gesture.slow += 1;
+      if (gesture.previewed) about.preview_ms = took;
+      gesture.previewed = true;
       if (app.case === one && app.gesture === gesture) app.view.preview(patch);
     }
   } catch {
@@ -210,7 +231,7 @@ function estimate() {
   if (!one?.state.draft || one.state.draft.agreement !== null || !one.state.draft.prompts.length) return;
   const { revision } = one;
   resting = setTimeout(() => {
-    if (app.case === one && one.revision === revision && !one.pending && !app.gesture && !app.job) {
+    if (app.case === one && !app.opening && one.revision === revision && !one.pending && !app.gesture && !app.job) {
       one.agreement().catch(() => {}); // it is shown where it is known
     }
   }, REST_MS);
@@ -234,9 +255,16 @@ export const propagate = () =>
 
 export const teach = () => attempt(async () => follow((await api.post("teach")).job));
 export const guess = () => attempt(async () => follow((await api.post("guess")).job));
-export const cancel = (job) => attempt(() => api.post(`jobs/${job.id}/cancel`));
+
+/** A job that is cancelled still runs until it hears of it, which may take a while. */
+export const cancel = (job) =>
+  attempt(async () => {
+    stopping.add(job.id);
+    await api.post(`jobs/${job.id}/cancel`);
+  });
 
 const followed = new Set();
+const stopping = new Set();
 
 /** Watch a job until it ends, and take what came of it. */
 export async function follow(job) {
@@ -246,15 +274,17 @@ export async function follow(job) {
   const { case: one } = app;
   let now = job;
   while (now.status === "running") {
-    if (carrying) app.job = now;
-    else if (app.teaching) app.teaching = { ...app.teaching, job: now };
+    const shown = { ...now, stopping: stopping.has(job.id) };
+    if (carrying) app.job = shown;
+    else if (app.teaching) app.teaching = { ...app.teaching, job: shown };
     changed();
     await new Promise((wake) => setTimeout(wake, POLL_MS));
     try {
       now = await api.get(`jobs/${job.id}`);
     } catch (error) {
       if (error instanceof api.Unreachable) continue;
-      now = { ...now, status: "failed", detail: error.message };
+      const anew = error.status === 404;
+      now = { ...now, status: "failed", detail: anew ? "the server was started anew meanwhile; ask once more" : error.message };
     }
   }
   app.job = carrying ? null : app.job;
@@ -263,7 +293,7 @@ export async function follow(job) {
   else say(now.status === "cancelled" ? "cancelled" : now.detail, now.status === "cancelled" ? "" : "bad");
   await attempt(async () => {
     if (carrying && app.case === one) await one.refresh();
-    if (!carrying) await Promise.all([loadTeaching(), loadCases()]);
+    if (!carrying) await Promise.all([loadTeaching(), loadCases(), loadLabels()]); // guesses may bring labels
     estimate();
   });
   changed();
@@ -391,6 +421,13 @@ export function resizeBrush(by) {
 export function useWindow({ low, high }) {
   app.view.setWindow(low, high);
   changed();
+}
+
+/** Whether the model sees what the user sees. This browser remembers it. */
+export function setFollows(follows) {
+  app.follows = follows;
+  localStorage.setItem("palpate.follows", follows ? "yes" : "");
+  say(follows ? "the model sees the image by your window from the next prompt on" : "the model sees the image by its own window");
 }
 
 export function nextWindow() {

@@ -9,42 +9,39 @@ export class Refusal extends Error {
   }
 }
 
-/** No answer came: the server is gone, or the network. */
-export class Unreachable extends Error {
-  constructor() {
-    super("the server does not answer");
-  }
+/** The server, the network or the right token is gone: nothing can be asked until it is there again. */
+export class Unreachable extends Error {}
+
+let tellServer = () => {};
+let server = "there";
+
+/** `tell` is called when the server is "gone", wants another token ("changed"), or is "there" again. */
+export function onServer(tell) {
+  tellServer = tell;
 }
 
-/** Called with true when an answer comes after none came, with false when none comes. */
-let tellReach = () => {};
-let reached = true;
-
-export function onReach(tell) {
-  tellReach = tell;
-}
-
-async function ask(method, path, { body, lease, keepalive } = {}) {
+async function ask(method, path, { body, lease, keepalive, signal } = {}) {
   const headers = {};
   if (lease) headers["X-Palpate-Lease"] = lease;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(ROOT + path, { method, headers, keepalive, body: body && JSON.stringify(body) });
-  } catch {
-    reach(false);
-    throw new Unreachable();
+    response = await fetch(ROOT + path, { method, headers, keepalive, signal, body: body && JSON.stringify(body) });
+  } catch (error) {
+    if (signal?.aborted) throw error; // nobody wants the answer any more
+    found("gone");
+    throw new Unreachable("the server does not answer");
   }
-  reach(true);
+  found(response.status === 401 ? "changed" : "there");
+  if (response.status === 401) throw new Unreachable(await detailOf(response));
   if (!response.ok) throw new Refusal(response.status, await detailOf(response));
   return response;
 }
 
-function reach(now) {
-  if (now !== reached) {
-    reached = now;
-    tellReach(now);
-  }
+function found(now) {
+  if (now === server) return;
+  server = now;
+  tellServer(now);
 }
 
 async function detailOf(response) {

@@ -4,8 +4,9 @@ export const DRAFT = 255;
 
 export const app = {
   view: null,
-  about: { model: "", runtime: "" },
+  about: { model: "", runtime: "", preview_ms: null }, // how long the last mask of a drag took
   cases: [],
+  listed: false, // whether the list of cases has come
   order: "name",
   labels: [],
   policy: "keep",
@@ -17,13 +18,15 @@ export const app = {
   plane: "axial", // where keys draw
   case: null, // the case that is open
   opening: null, // the id of the one that is being opened
+  failed: null, // the one that could not be opened: {id, why}; without why it is tried again when the server answers
   job: null, // the carrying of the object through the volume, while it runs
+  follows: false, // whether the model sees the window that the user sees, rather than its own
   missing: null, // why there is no viewer
   gesture: null, // what is being drawn: {tool, plane, from, to} or {tool, plane, path}
   hover: null, // the voxel under the pointer
   range: { first: null, last: null, untilEnd: true },
   teaching: null,
-  online: true,
+  server: "there", // or "gone", or "changed" where it wants another token
   message: { text: "", kind: "" },
 };
 
@@ -37,6 +40,11 @@ export function changed() {
     asked = false;
     for (const tell of listeners) tell();
   });
+}
+
+/** Draw what has changed at once: what is typed next has to find it there. */
+export function redraw() {
+  for (const tell of listeners) tell();
 }
 
 export const onChange = (tell) => listeners.push(tell);
@@ -57,6 +65,23 @@ export function panel(read, draw) {
 export function say(text, kind = "") {
   app.message = { text, kind };
   changed();
+}
+
+/** What an action is called, of `state.undo` or `state.redo`: "box", "brush in liver", "accept into liver". */
+export function nameOf({ what, label }) {
+  const words = { propagate: "propagation", guess: "first guess", discard: "discard of the object" }[what] ?? what;
+  if (label === null) return words;
+  return `${words} ${what === "accept" ? "into" : "in"} ${labelOf(label)?.name ?? `label ${label}`}`;
+}
+
+/** The window that the model is asked to see the image by; undefined for its own. */
+export function seenWindow() {
+  const own = app.case?.image.window;
+  if (!app.follows || !own || app.case.image.colour) return undefined;
+  const { low, high } = app.view.window;
+  if (low === own.low && high === own.high) return undefined;
+  const digits = Math.min(Math.max(3 - Math.floor(Math.log10(high - low)), 0), 12);
+  return `${low.toFixed(digits)}..${high.toFixed(digits)}`;
 }
 
 export const labelOf = (value) => app.labels.find((one) => one.value === value);

@@ -10,6 +10,7 @@ export class OpenCase {
   #view;
   #beat;
   #tell;
+  #open = new AbortController();
   pending = 0;
   lost = false;
 
@@ -62,11 +63,16 @@ export class OpenCase {
 
   /** The patch of a prompt that is not kept. */
   async preview(prompt) {
-    return unpacked((await api.post(`cases/${this.id}/preview`, { prompt }, this)).patch);
+    return unpacked((await api.post(`cases/${this.id}/preview`, { prompt }, this.#aside)).patch);
+  }
+
+  /** Have a slice looked at ahead of the first prompt on it. */
+  encode(slice) {
+    return api.post(`cases/${this.id}/encode`, slice, this.#aside);
   }
 
   async agreement() {
-    const { agreement, revision } = await api.get(`cases/${this.id}/agreement`, this);
+    const { agreement, revision } = await api.get(`cases/${this.id}/agreement`, this.#aside);
     if (revision === this.revision && this.state.draft) {
       this.state.draft.agreement = agreement;
       this.#tell();
@@ -78,10 +84,18 @@ export class OpenCase {
     while (this.pending) await this.#turn;
   }
 
-  close({ leaving = false } = {}) {
+  /** Give the case back, when what was asked before has been answered; what changes nothing is not waited for. */
+  async close({ leaving = false } = {}) {
     clearInterval(this.#beat);
+    this.#open.abort();
+    if (!leaving) await this.idle();
     const told = api.post(`cases/${this.id}/close`, {}, { lease: this.lease, keepalive: leaving });
     return told.catch(() => {}); // a lease that is not given back ends by itself
+  }
+
+  // How to ask what is of no use once the case is closed.
+  get #aside() {
+    return { lease: this.lease, signal: this.#open.signal };
   }
 
   #next(work) {

@@ -9,7 +9,7 @@ export function choose(title, text, answers) {
     let chosen = null;
     const buttons = answers.map((words, index) =>
       h("button", { type: "button", class: index ? "" : "main", onclick: () => { chosen = index; dialog.close(); } }, words));
-    fill(dialog, h("h2", { id: "ask-title" }, title), h("p", {}, text), h("div", { class: "answers" }, buttons));
+    fill(dialog, h("h2", { id: "ask-title" }, title), h("p", {}, `${text}.`), h("div", { class: "answers" }, buttons));
     dialog.addEventListener("close", () => answer(chosen), { once: true });
     dialog.showModal();
   });
@@ -46,6 +46,7 @@ const KEYS = [
     ["arrows", "move the crosshair; with Shift by ten"],
     ["X", "the next plane for keys"],
     ["W  H  R", "next window; hide labels; whole picture"],
+    ["M", "the model sees the image by this window, or by its own"],
   ]],
   ["Go", [
     ["[  ]", "previous and next case"],

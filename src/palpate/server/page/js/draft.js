@@ -7,22 +7,31 @@ import { amount } from "./labels.js";
 import { PLANES } from "./planes.js";
 import { bar } from "./worklist.js";
 
+const HINTS = {
+  box: "Drag a box around something; the mask follows.",
+  point: "Click on something; with Shift, beside it.",
+  scribble: "Draw a line over something; with Shift, beside it.",
+  brush: "Paint; it goes into the chosen label.",
+  eraser: "Rub out what the chosen label has.",
+  pan: "Drag to move the picture.",
+};
+
 export function draft(element) {
   panel(
     () => ({
-      draft: app.case?.state.draft ?? null, job: app.job ?? null, label: labelOf(app.label)?.name, open: Boolean(app.case),
+      draft: app.case?.state.draft ?? null, tool: app.tool, job: app.job ?? null, label: labelOf(app.label)?.name, open: Boolean(app.case),
       volume: app.case?.image.is_volume, range: app.range, unseen: app.unseen.has(DRAFT), shape: app.case?.image.shape, plane: app.plane,
     }),
-    ({ draft: one, job, label, open, volume, unseen }) => {
+    ({ draft: one, tool, job, label, open, volume, unseen }) => {
       const title = h("div", { class: "title" }, h("h2", {}, h("i", { class: "dot draft" }), "Object"), h("span", { class: "spring" }),
         iconButton(unseen ? "hidden" : "eye", `${unseen ? "Show" : "Hide"} the object`, { onclick: () => act.toggleSeen(DRAFT), "data-key": "eye" }));
       if (!one) {
-        const hint = open ? "Drag a box around something; the mask follows." : "Open a case to begin.";
+        const hint = open ? HINTS[tool] : "Open a case to begin.";
         return fill(element, title, h("p", { class: "quiet empty" }, hint));
       }
       return fill(element, title,
         h("dl", { class: "facts" },
-          h("dt", {}, "Volume"), h("dd", {}, one.volume_ml === null ? `${one.voxels.toLocaleString("en")} voxels` : amount(one)),
+          h("dt", {}, one.volume_ml === null ? "Size" : "Volume"), h("dd", {}, one.volume_ml === null ? `${one.voxels.toLocaleString("en")} voxels` : amount(one)),
           h("dt", { title: "how well the model thinks that the mask fits (intersection over union)" }, "Predicted IoU"),
           h("dd", {}, one.prompts.length ? one.predicted_iou.toFixed(2) : "–"),
           h("dt", { title: "of the mask, under small changes of its prompts" }, "Agreement"),
@@ -62,11 +71,18 @@ function range(one) {
 /** A job that runs, with a way to stop it. */
 export function progress(job, words) {
   const share = job.total ? Math.round((100 * job.done) / job.total) : 0;
-  const left = job.seconds_left === null ? "" : ` · ${Math.max(1, Math.round(job.seconds_left))} s left`;
+  const left = job.seconds_left === null ? "" : ` · ${duration(job.seconds_left)} left`;
+  const how = job.total ? `${job.done} of ${job.total}${left}` : "…";
   return h("div", { class: "job" },
-    h("div", { class: "line" }, h("span", {}, words), h("span", { class: "quiet" }, job.total ? `${job.done} of ${job.total}${left}` : "…"), h("span", { class: "spring" }),
-      h("button", { type: "button", onclick: () => act.cancel(job), "data-key": "cancel" }, "Cancel")),
+    h("div", { class: "line" },
+      h("div", {}, h("div", {}, words), h("div", { class: "quiet" }, job.stopping ? "stopping …" : how)), h("span", { class: "spring" }),
+      h("button", { type: "button", onclick: () => act.cancel(job), disabled: Boolean(job.stopping), "data-key": "cancel" }, "Cancel")),
     h("div", { class: "progress", role: "progressbar", "aria-valuenow": share, "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": words },
       h("i", { share: `${share}%` })),
     job.detail ? h("p", { class: "quiet" }, job.detail) : null);
+}
+
+function duration(seconds) {
+  if (seconds < 100) return `${Math.max(1, Math.round(seconds))} s`;
+  return seconds < 6000 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }

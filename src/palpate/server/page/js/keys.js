@@ -3,6 +3,7 @@
 import * as act from "./actions.js";
 import { app, changed, say } from "./app.js";
 import { help } from "./dialogs.js";
+import { closeMenu } from "./finish.js";
 import { begin, end, extend, stop } from "./gestures.js";
 import { PLANES } from "./planes.js";
 import { newLabel } from "./labels.js";
@@ -49,6 +50,7 @@ function plain(event) {
   else if (key === "n") newLabel();
   else if (key === "h") act.toggleOverlay();
   else if (key === "w") act.nextWindow();
+  else if (key === "m") act.setFollows(!app.follows);
   else if (key === "r") app.view.resetZoom();
   else if (key === "x") nextPlane();
   else if (key === ",") act.resizeBrush(app.brush > 10 ? -2 : -0.5);
@@ -56,9 +58,15 @@ function plain(event) {
   else if (key === "+" || key === "=") zoom(1.25);
   else if (key === "-") zoom(1 / 1.25);
   else if (key === "?") help();
-  else if (key === "Escape") app.gesture ? stop() : act.discard();
+  else if (key === "Escape") escape();
   else return false;
   return true;
+}
+
+function escape() {
+  if (closeMenu()) return;
+  if (app.gesture) stop();
+  else act.discard();
 }
 
 function picture(event) {

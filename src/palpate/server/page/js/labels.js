@@ -1,7 +1,7 @@
 // The labels: which one objects go into, names, colours, locks, what is shown.
 
 import * as act from "./actions.js";
-import { app, panel } from "./app.js";
+import { app, panel, redraw } from "./app.js";
 import { byId, fill, h, iconButton } from "./dom.js";
 
 let renaming = null; // the value whose name is being typed, 0 for a new label
@@ -33,7 +33,7 @@ export function labels(element) {
 
 export function newLabel() {
   renaming = 0;
-  act.loadLabels();
+  redraw();
 }
 
 function row({ value, name: words, colour, locked }, index, chosen, unseen, held) {
@@ -62,7 +62,7 @@ function row({ value, name: words, colour, locked }, index, chosen, unseen, held
 
 function rename(value) {
   renaming = value;
-  act.loadLabels();
+  redraw();
 }
 
 function name(words, keep) {
@@ -72,7 +72,7 @@ function name(words, keep) {
     over = true;
     renaming = null;
     if (text && text !== words) keep(text);
-    else act.loadLabels();
+    redraw();
     byId("marks").focus();
   };
   return h("input", {

@@ -1,6 +1,7 @@
 // Puts the page together.
 
 import * as act from "./actions.js";
+import { lookAhead } from "./ahead.js";
 import * as api from "./api.js";
 import { app, changed, onChange, say } from "./app.js";
 import { byId, fill, h } from "./dom.js";
@@ -17,9 +18,9 @@ import { View } from "./view.js";
 import { worklist } from "./worklist.js";
 
 async function main() {
-  api.onReach((online) => {
-    app.online = online;
-    if (online) act.recover();
+  api.onServer((server) => {
+    app.server = server;
+    if (server === "there") act.recover();
     changed();
   });
   status();
@@ -36,6 +37,8 @@ async function main() {
   const marks = new Marks(canvas, app.view);
   onChange(() => marks.draw());
   onChange(() => cover(byId("cover")));
+  onChange(lookAhead);
+  app.follows = localStorage.getItem("palpate.follows") === "yes";
   act.onOpened(() => canvas.focus({ preventScroll: true }));
   pointer.listen(canvas, app.view);
   keys.listen(canvas);
@@ -45,7 +48,7 @@ async function main() {
   finishing(byId("finish"));
   window.addEventListener("pagehide", () => app.case?.close({ leaving: true }));
   await act.attempt(async () => {
-    Object.assign(app.about, await api.get("about"));
+    await act.loadAbout();
     await act.loadLabels();
     await worklist(byId("worklist"));
     await teaching(byId("teach"));
@@ -66,10 +69,20 @@ async function goOn() {
 }
 
 function cover(element) {
-  const words = app.opening ? "Opening …" : app.case || !app.cases.length ? "" : "Choose a case on the left";
-  if (element.textContent === words) return;
-  fill(element, words ? h("p", {}, words) : null);
+  const words = coverWords();
+  if (element.textContent === words.join("")) return;
+  fill(element, words.length ? h("div", {}, words.map((one) => h("p", {}, one))) : null);
 }
+
+function coverWords() {
+  if (app.opening) return [`Opening ${nameOfCase(app.opening)} …`];
+  if (app.failed?.why) return [`${nameOfCase(app.failed.id)} cannot be opened.`, app.failed.why];
+  if (app.case || !app.listed) return [];
+  if (app.cases.length) return ["Choose a case on the left"];
+  return ["There are no images in this folder.", "Put some there and look again (the arrow above the list on the left)."];
+}
+
+const nameOfCase = (id) => app.cases.find((one) => one.id === id)?.name ?? id;
 
 /** For tests and for looking inside: where voxels are, and what the page knows. */
 function handle() {
@@ -83,6 +96,10 @@ function handle() {
     },
     /** The voxel that NiiVue itself finds at a place of the window: another way than the page's own. */
     voxelByNiivue: (x, y) => app.view.voxelByNiivue(x - byId("marks").getBoundingClientRect().left, y - byId("marks").getBoundingClientRect().top),
+    /** The planes that are drawn, null for the 3D view. */
+    drawn: () => app.view.tiles().map((one) => one.plane),
+    /** How many images are held: one, or none. */
+    images: () => app.view.images,
     moveTo: act.moveTo,
     valueAt: (voxel) => app.view.valueAt(voxel),
     state: () => ({

@@ -7,6 +7,11 @@ import { byId, fill, h } from "./dom.js";
 
 const RETRY_MS = 2000;
 
+const AWAY = {
+  gone: "The server does not answer. What was done is kept. Start it again if it was stopped; this page then goes on by itself.",
+  changed: "The server was started anew and has a new token. Open the address that it printed; this page then goes on as well.",
+};
+
 export function status() {
   panel(() => [app.message, (app.case?.pending ?? 0) > 0], ([{ text, kind }, busy]) => {
     const said = byId("said");
@@ -27,11 +32,11 @@ export function status() {
       image.knows_place === false ? null : h("span", { title: "right, front, up" }, `${mm} mm RAS`),
       model);
   });
-  panel(() => [app.online, app.case?.lost ?? false, app.missing ?? null], ([online, lost, missing]) => {
+  panel(() => [app.server, app.case?.lost ?? false, app.missing ?? null], ([server, lost, missing]) => {
     const banner = byId("banner");
-    banner.hidden = online && !lost && !missing;
+    banner.hidden = server === "there" && !lost && !missing;
     if (missing) return fill(banner, missing);
-    if (!online) return fill(banner, "The server does not answer. What was accepted is kept; the page tries again.", h("button", { type: "button", onclick: retry }, "Try now"));
+    if (server !== "there") return fill(banner, h("span", {}, AWAY[server]), h("button", { type: "button", onclick: retry }, "Try now"));
     if (lost) return fill(banner, "This case is not open here any more.", h("button", { type: "button", onclick: reopen }, "Open it here"));
     return fill(banner);
   });
@@ -47,6 +52,6 @@ async function retry() {
 
 export function keepTrying() {
   setInterval(() => {
-    if (!app.online) retry();
+    if (app.server !== "there") retry();
   }, RETRY_MS);
 }

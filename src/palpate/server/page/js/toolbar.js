@@ -1,7 +1,7 @@
 // The bar above the picture.
 
 import * as act from "./actions.js";
-import { app, panel } from "./app.js";
+import { app, nameOf, panel } from "./app.js";
 import { help } from "./dialogs.js";
 import { byId, fill, h, iconButton } from "./dom.js";
 
@@ -28,7 +28,7 @@ export function toolbar() {
     fill(byId("layouts"), LAYOUTS.map(([name, words, key]) =>
       h("button", { type: "button", role: "radio", "aria-checked": String(name === layout), title: `${name === "multi" ? "all planes" : name} (${key})`, onclick: () => act.layout(name), "data-key": name }, words)));
   });
-  panel(() => [app.case?.image.window.presets ?? [], app.view?.window, app.case?.image.colour], ([presets, now, colour]) => {
+  panel(() => [app.case?.image.window.presets ?? [], app.view?.window, app.case?.image.colour, app.follows], ([presets, now, colour, follows]) => {
     byId("windowing").hidden = !presets.length || colour;
     const at = presets.findIndex((one) => one.low === now?.low && one.high === now?.high);
     fill(byId("windowing"), h("select", {
@@ -36,12 +36,16 @@ export function toolbar() {
       onchange: (event) => act.useWindow(presets[event.target.value]),
     },
     at < 0 ? h("option", { value: "", selected: true }, now ? `${tidy(now.low)} to ${tidy(now.high)}` : "window") : null,
-    presets.map((one, index) => h("option", { value: index, selected: index === at }, one.name))));
+    presets.map((one, index) => h("option", { value: index, selected: index === at }, one.name))),
+    h("button", {
+      type: "button", class: follows ? "on" : "", "aria-pressed": String(follows), "data-key": "follows",
+      title: "The model sees the image by this window (M); without it, by its own", onclick: () => act.setFollows(!app.follows),
+    }, "for the model"));
   });
-  panel(() => { const { can_undo, can_redo, undo, redo } = app.case?.state ?? {}; return [can_undo, can_redo, undo, redo]; },
-    ([canUndo, canRedo, undo, redo]) => fill(byId("history"),
-      iconButton("undo", `Undo${canUndo ? ` ${undo}` : ""} (Ctrl+Z)`, { onclick: act.undo, disabled: !canUndo, "data-key": "undo" }),
-      iconButton("redo", `Redo${canRedo ? ` ${redo}` : ""} (Ctrl+Shift+Z)`, { onclick: act.redo, disabled: !canRedo, "data-key": "redo" })));
+  panel(() => [app.case?.state.undo, app.case?.state.redo].map((one) => (one ? nameOf(one) : null)), ([undo, redo]) =>
+    fill(byId("history"),
+      iconButton("undo", `Undo ${undo ?? ""} (Ctrl+Z)`.replace("  ", " "), { onclick: act.undo, disabled: !undo, "data-key": "undo" }),
+      iconButton("redo", `Redo ${redo ?? ""} (Ctrl+Shift+Z)`.replace("  ", " "), { onclick: act.redo, disabled: !redo, "data-key": "redo" })));
   fill(byId("more"), iconButton("help", "Keys and pointer (?)", { onclick: help }));
 }
 

@@ -7,6 +7,7 @@ import { cut, paste } from "./patch.js";
 import { PLANES } from "./planes.js";
 
 const NAMES = ["axial", "coronal", "sagittal"];
+const MULTIPLANAR = 3;
 const RENDER = 4;
 const GAP = 0.002;
 const HALF = 0.5 - GAP;
@@ -83,6 +84,16 @@ export class View {
       } else nv.screenSlices.push({ axCorSag: RENDER, sliceFrac: 0, AxyzMxy: [], leftTopMM: [], fovMM: [] });
       nv.screenSlices.at(-1).leftTopWidthHeight = [left, top, width, height];
     };
+    // NiiVue makes the box that it renders anew with every image and every window, and forgets the old one.
+    const updateGLVolume = nv.updateGLVolume.bind(nv);
+    nv.updateGLVolume = () => {
+      const { gl, volumeObject3D: old } = nv;
+      updateGLVolume();
+      if (!old || old === nv.volumeObject3D) return;
+      gl.deleteBuffer(old.vertexBuffer);
+      gl.deleteBuffer(old.indexBuffer);
+      gl.deleteVertexArray(old.vao);
+    };
     new ResizeObserver(() => view.draw({ solid: true })).observe(canvas.parentElement);
     return view;
   }
@@ -100,8 +111,12 @@ export class View {
     return this.#layout;
   }
 
+  get images() {
+    return this.#nv.volumes.length;
+  }
+
   get shown() {
-    return this.#nv.volumes.length > 0;
+    return this.images > 0;
   }
 
   /** Show an image, given as the bytes of a NIfTI file in RAS order, with an empty map. */
@@ -136,13 +151,11 @@ export class View {
 
   setLayout(name) {
     this.#layout = name;
-    // A single plane fills the stage; tiles of a custom layout keep to the image's own proportions.
-    if (name === "multi") {
-      this.#nv.setCustomLayout(LAYOUTS.multi.map(([sliceType, ...position]) => ({ sliceType, position })));
-    } else {
-      this.#nv.clearCustomLayout();
-      this.#nv.setSliceType(LAYOUTS[name][0][0]);
-    }
+    // A single plane fills the stage; tiles of a custom layout keep to the image's own proportions. NiiVue's own verbs
+    // for this draw at once, each of them, and RENDER would go before any custom layout.
+    const several = name === "multi";
+    this.#nv.opts.sliceType = several ? MULTIPLANAR : LAYOUTS[name][0][0];
+    this.#nv.customLayout = several ? LAYOUTS.multi.map(([sliceType, ...position]) => ({ sliceType, position })) : null;
     this.draw({ solid: true });
   }
 

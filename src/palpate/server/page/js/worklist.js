@@ -20,7 +20,7 @@ export function worklist(element) {
         h("div", { class: "title" },
           h("h2", {}, "Cases"), h("span", { class: "quiet" }, `${done} of ${cases.length} done`), h("span", { class: "spring" }),
           iconButton("again", "Look for new images in the folder", { onclick: rescan, "data-key": "rescan" })),
-        h("label", { class: "line" }, h("span", { class: "quiet" }, "Order"),
+        h("label", { class: "line", hidden: !cases.length }, h("span", { class: "quiet" }, "Order"),
           h("select", { onchange: (event) => orderBy(event.target.value), "data-key": "order" },
             h("option", { value: "name", selected: order === "name" }, "by name"),
             h("option", { value: "agreement", selected: order === "agreement" }, "least certain first"))),
@@ -33,12 +33,11 @@ export function worklist(element) {
 }
 
 function row(one, here, opening) {
-  const damaged = one.status === "damaged";
   const dots = one.labels.map((value) => labelOf(value)).filter(Boolean)
     .map(({ name, colour }) => h("i", { class: "dot", colour, title: name }));
   return h("li", {},
     h("button", {
-      type: "button", class: `case ${one.status}`, "data-key": one.id, disabled: damaged, title: one.note || one.name,
+      type: "button", class: `case ${one.status}`, "data-key": one.id, title: one.note || one.name,
       "aria-current": one.id === here ? "true" : null, "aria-busy": one.id === opening ? "true" : null,
       onclick: () => open(one.id),
     },
