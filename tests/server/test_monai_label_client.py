@@ -1,6 +1,7 @@
 """The real client of MONAI Label, over a real socket: what 3D Slicer's extension does, in its order."""
 
 import hashlib
+import re
 import urllib.request
 import warnings
 import zipfile

@@ -10,9 +10,11 @@ import pytest
 
 from desks import Office, Window
 from fake_runtime import FakeRuntime
+from palpate.images import Image
 from palpate.images.intensity import Window as Rule
 from palpate.images.intensity import parse_intensity
 from palpate.inference.session import Session
+from palpate.prompts import Box
 from palpate.server.opened import OpenImage
 from palpate.server.record import map_hash, record_of, replayed
 
@@ -147,3 +149,14 @@ def test_a_sibling_has_the_rule_of_its_session_unless_told() -> None:
     assert session.sibling().intensity == Rule(40, 400)
     assert session.sibling(intensity=Rule(-600, 1500)).intensity == Rule(-600, 1500)
     assert Session(FakeRuntime()).sibling().intensity is None
+
+
+def test_a_rule_that_a_sibling_was_told_is_given_and_no_card_says_it() -> None:
+    image = Image(np.arange(64 * 64, dtype=np.int16).reshape(64, 64))
+    for session, origin in (
+        (Session(FakeRuntime(), intensity=Rule(40, 400)), "card"),
+        (Session(FakeRuntime()).sibling(intensity=Rule(40, 400)).sibling(), "given"),
+        (Session(FakeRuntime()).sibling(), "image"),
+    ):
+        session.set_image(image)
+        assert session.predict(Box(5, 5, 50, 50)).provenance.intensity_origin == origin

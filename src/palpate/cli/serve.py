@@ -26,7 +26,7 @@ PORT = 8000
 
 SESSION_BYTES = 2**26
 """What a session may keep of its image's embeddings in memory; the others go to a temporary file. A case that is open
-has up to three sessions, one for each axis."""
+has up to four sessions: one for each axis, and one by another window."""
 
 OPEN_FILES = 2**15
 """A series is sent as thousands of files, and those that are large lie on the disk until all are there."""

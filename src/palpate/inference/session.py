@@ -103,6 +103,7 @@ class Session:
         """What every result says as well: why it is not the runtime that was to be expected, say."""
         self._cache = cache
         self._intensity = intensity
+        self._intensity_origin: IntensityOrigin = "card"
         self._modality = modality
         self._embeddings = EmbeddingStore(memory_bytes=memory_bytes)
         self._scene: _Scene | None = None
@@ -137,7 +138,7 @@ class Session:
             image = with_modality(image, modality)
         if isinstance(intensity, str):
             intensity = parse_intensity(intensity)
-        origin: IntensityOrigin = "given" if intensity else "card" if self._intensity else "image"
+        origin: IntensityOrigin = "given" if intensity else self._intensity_origin if self._intensity else "image"
         intensity = intensity or self._intensity or intensity_for(image)
         if not image.is_volume and axis is not None:
             raise SettingError(f"a picture has one slice, so there is no axis {axis!r} to cut it along; leave it out")
@@ -155,7 +156,7 @@ class Session:
 
     def sibling(self, *, memory_bytes: int = 2**30, intensity: Intensity | None = None) -> Session:
         """Another session on the same runtime, with an image and a memory of its own, and perhaps another rule."""
-        return Session(
+        sibling = Session(
             self.runtime,
             memory_bytes=memory_bytes,
             cache=self._cache,
@@ -163,6 +164,8 @@ class Session:
             modality=self._modality,
             notes=self.notes,
         )
+        sibling._intensity_origin = "given" if intensity else self._intensity_origin
+        return sibling
 
     @property
     def slices(self) -> UInt8[np.ndarray, "..."]:

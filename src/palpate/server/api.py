@@ -251,8 +251,7 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         if jobs.running("propagate", case=annotation.case):
             return  # which would be waited for
         with annotation.opened.lock:
-            session = annotation.opened.session(None if grid.picture else axis, asked.window)
-            session.encode([number])
+            annotation.opened.session(None if grid.picture else axis, asked.window).encode([number])
 
     @api.post("/cases/{case}/propagate", status_code=202)
     def _propagate(annotation: Annotated[Annotation, Depends(changing)], asked: _Carrying) -> dict[str, Any]:
@@ -402,7 +401,8 @@ def _judged_by(step: Step, draft: Draft, session: Session) -> Target | None:
     there it is the box around the mask that moves. None where there is no mask.
     """
     kinds = {type(prompt) for prompt in step.target.prompts}
-    if Box in kinds or session.runtime.prompts.way("points", beside_box=False) != "through-boxes":
+    searched = session.runtime.prompts.way("points", beside_box=Box in kinds) == "through-boxes"
+    if kinds == {Box} or not searched:
         return step.target
     on_slice = draft.mask if step.axis is None else slice_first(draft.mask, step.axis)[step.target.z or 0]
     return Target((Box.around(on_slice, z=step.target.z),)) if on_slice.any() else None

@@ -206,6 +206,9 @@ class Desk:
             with self._lock:
                 there = self._open.get(case) or self._used.get(case)
                 if there is not None:
+                    if case not in self._open:
+                        self._make_room(case, there.image.array.nbytes)
+                        del self._coming[case]
                     self._open[case] = there
                     self._open.move_to_end(case)
                     return there

@@ -20,14 +20,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from palpate.errors import OutputError
 
-VERSION = 1
+VERSION = 2
 """Of the database's tables. A newer one is refused, rather than misread."""
 
 WHOLE = ("guess", "import")
@@ -345,9 +345,10 @@ def bounds(mask: Bool[np.ndarray, "..."]) -> tuple[slice, ...] | None:
 def _body(content: str) -> Mapping[str, Any]:
     """What was asked, to be told; one that is damaged says so when it is undone or redone (`Journal._one`)."""
     try:
-        return json.loads(content)
+        body = json.loads(content)
     except ValueError:
         return {}
+    return cast("dict[str, Any]", body) if isinstance(body, dict) else {}
 
 
 def _action(row: tuple[Any, ...], shape: tuple[int, ...]) -> Action:

@@ -199,8 +199,9 @@ let waiting = null;
 export async function preview(what) {
   waiting = what;
   if (previewing) return;
-  previewing = true;
   const { case: one, gesture, about } = app;
+  if (!one || !gesture) return;
+  previewing = true;
   gesture.slow ??= about.preview_ms > QUICK_MS ? 1 : 0;
   try {
     while (waiting && app.gesture === gesture && app.case === one && gesture.slow < 2) {
@@ -425,9 +426,10 @@ export function useWindow({ low, high }) {
 
 /** Whether the model sees what the user sees. This browser remembers it. */
 export function setFollows(follows) {
+  if (app.case?.image.colour) return say("colours are seen as they are; there is no window for them");
   app.follows = follows;
   localStorage.setItem("palpate.follows", follows ? "yes" : "");
-  say(follows ? "the model sees the image by your window from the next prompt on" : "the model sees the image by its own window");
+  return say(follows ? "the model sees the image by your window from the next prompt on" : "the model sees the image by its own window");
 }
 
 export function nextWindow() {

@@ -4,9 +4,12 @@ import { app, seenWindow } from "./app.js";
 import { PLANES } from "./planes.js";
 
 const REST_MS = 250; // slices that are only passed by are not encoded
+const WINDOW_REST_MS = 1000;
 const TOOLS = ["box", "point", "scribble"];
 
-let last = null;
+let wanted = null;
+let lastWindow;
+let asking = false;
 let resting;
 
 /** Called whenever anything changed. */
@@ -16,11 +19,22 @@ export function lookAhead() {
   const slice = view.crosshair[PLANES[plane].depth];
   const window = seenWindow();
   const key = JSON.stringify([one.id, one.lease, plane, slice, window]);
-  if (key === last) return;
-  last = key;
+  if (key === wanted) return;
+  // Another window is another look at the whole volume: not while it is still being dragged.
+  const rest = window === lastWindow ? REST_MS : WINDOW_REST_MS;
+  [wanted, lastWindow] = [key, window];
   clearTimeout(resting);
-  resting = setTimeout(() => {
-    if (app.case !== one || app.opening || app.job || key !== last) return;
-    one.encode({ plane, slice, window }).catch(() => {}); // the prompt itself will say why
-  }, REST_MS);
+  resting = setTimeout(() => ask(key, one, { plane, slice, window }), rest);
+}
+
+// One at a time: what is drawn waits for the one that is under way, and never for more.
+async function ask(key, one, what) {
+  if (key !== wanted || app.case !== one) return;
+  if (asking || app.opening || app.job) {
+    resting = setTimeout(() => ask(key, one, what), REST_MS);
+    return;
+  }
+  asking = true;
+  await one.encode(what).catch(() => {}); // the prompt itself will say why
+  asking = false;
 }

@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { unpacked } from "./patch.js";
 
 const HEARTBEAT_MS = 20_000;
+const LONGEST_MS = 120_000;
 
 export class OpenCase {
   #turn = Promise.resolve();
@@ -86,9 +87,10 @@ export class OpenCase {
 
   /** Give the case back, when what was asked before has been answered; what changes nothing is not waited for. */
   async close({ leaving = false } = {}) {
-    clearInterval(this.#beat);
     this.#open.abort();
-    if (!leaving) await this.idle();
+    // The lease is kept alive until what was asked is answered, but a server that hangs does not keep the page.
+    if (!leaving) await Promise.race([this.idle(), new Promise((wake) => setTimeout(wake, LONGEST_MS))]);
+    clearInterval(this.#beat);
     const told = api.post(`cases/${this.id}/close`, {}, { lease: this.lease, keepalive: leaving });
     return told.catch(() => {}); // a lease that is not given back ends by itself
   }

@@ -29,7 +29,7 @@ export function finishing(element) {
         h("div", { class: "title" }, h("h2", {}, "Case")),
         h("button", { type: "button", class: `wide${done ? " on" : ""}`, disabled: !id, onclick: finish, "data-key": "done", "aria-pressed": String(Boolean(done)) },
           h("span", {}, done ? "✓ Done – open it again" : "This case is done"), h("kbd", {}, "Ctrl+Enter")),
-        h("div", { class: "pair" }, 
+        h("div", { class: "pair" },
           menu("Export case", "The labels of this case, as a file", false, !id),
           menu(all ? `Export all (${all})` : "Export all", "The labels of all cases that are done, as one file", true, !all)));
     },

@@ -18,7 +18,8 @@ export function listen(canvas) {
       if (event.key === "?") help();
       return;
     }
-    if (event.target.matches("input, select, textarea")) return;
+    if (event.target.matches("input[type=number]") && event.key === "Enter") canvas.focus(); // which takes the number over
+    if (event.target.matches("input:not([type=checkbox]), select, textarea")) return;
     const onPicture = event.target === canvas || event.target === document.body;
     if (chord(event) || plain(event) || (onPicture && picture(event))) event.preventDefault();
   });

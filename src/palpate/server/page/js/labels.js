@@ -26,7 +26,7 @@ export function labels(element) {
             either("kept", policy === "keep", () => act.setPolicy("keep"), "A new object takes no voxels of other labels"),
             either("overwritten", policy === "overwrite", () => act.setPolicy("overwrite"),
               "A new object takes voxels of other labels, unless they are locked"))));
-      element.querySelector("input.name")?.focus();
+      element.querySelector("input.name")?.select();
     },
   );
 }

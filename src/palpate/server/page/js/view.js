@@ -380,7 +380,10 @@ export class View {
     if (!solid || !this.shown) return;
     const [left, top, width, height] = solid.leftTopWidthHeight;
     gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits until it is drawn
-    still.getContext("2d").drawImage(canvas, left, top, ...this.#coarse(width, height), left, top, width, height);
+    const pen = still.getContext("2d");
+    pen.fillStyle = "#000"; // the volume is faint in parts, through which the coarse drawing below would be seen
+    pen.fillRect(left, top, width, height);
+    pen.drawImage(canvas, left, top, ...this.#coarse(width, height), left, top, width, height);
     const took = performance.now() - begun;
     const before = this.#detail;
     this.#detail = Math.min(Math.max(before * Math.sqrt(SOLID_MS / took), 0.25), 1);
