@@ -1,6 +1,7 @@
 """A desk on a folder of phantoms, behind the whole application, with a model whose masks can be worked out by hand."""
 
 import base64
+import json
 import time
 import zlib
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import nibabel
 import numpy as np
 from fastapi.testclient import TestClient
 
-from fake_runtime import FakeRuntime
+from fake_runtime import FakeFindingRuntime, FakeRuntime
 from palpate.images.intensity import Intensity
 from palpate.inference.session import Session
 from palpate.server.app import make_app
@@ -130,9 +131,12 @@ class Office:
     def __post_init__(self) -> None:
         self.session = Session(self.make_runtime(), intensity=self.intensity)
         leases = Leases(most=self.max_open, clock=self.clock)
-        self.desk = Desk(self.folder, self.session.sibling, leases=leases)
+        learned = lambda sha256: self.teaching.session(sha256)  # noqa: E731
+        self.desk = Desk(self.folder, self.session.sibling, learned=learned, leases=leases)
         self.jobs = Jobs()
-        self.teaching = Teaching(self.desk, self.desk.state / "learned", self.jobs)
+        self.finding = FakeFindingRuntime()
+        load = lambda path, tell: Session(self.finding)  # noqa: E731
+        self.teaching = Teaching(self.desk, self.desk.state / "learned", self.jobs, load=load)
         self.app = make_app(
             self.desk, self.jobs, self.teaching, self.session, token=self.token, upload_bytes=self.upload_bytes
         )
@@ -148,6 +152,16 @@ class Office:
         answer = self.client.post(f"/api/v1/cases/{case}/open", json=asked)
         assert answer.status_code == 200, answer.text
         return Window(self.client, case, answer.json())
+
+    def learn(self, *classes: str) -> Path:
+        """As if prompts had been learned from three cases, for the next time; their file."""
+        folder = self.desk.state / "learned"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"learned-{1 + len(list(folder.glob('*.json')))}.safetensors"
+        path.write_bytes(path.name.encode())
+        told = {"cases": ["a", "b", "c"], "classes": classes, "val_dice": None, "made_at": "2026-01-01T00:00:00+00:00"}
+        path.with_suffix(".json").write_text(json.dumps(told), encoding="utf-8")
+        return path
 
     def closed(self) -> None:
         """As after a proper end."""

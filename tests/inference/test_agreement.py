@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fake_runtime import FakeFindingRuntime
 from palpate.errors import PromptError, SettingError
 from palpate.images import Image
 from palpate.inference.agreement import agreement, moved
@@ -54,6 +55,16 @@ class TestWhatItSays:
         found = agreement(on(fake_session, picture((BODY, 255))), Target((Box(50, 50, 60, 60),)), rng=rng())
         assert found.dice == (0.0,) * 8
         assert not found.share.any()
+
+    def test_beside_what_was_learned_it_is_that_of_what_is_found_there(self) -> None:
+        # The box cuts a grey body, which the class does not take for its own, and not the bright one in the middle.
+        grey, body = rectangle(SHAPE, 10, 10, 49, 49), rectangle(SHAPE, 25, 25, 34, 34)
+        session = on(Session(FakeFindingRuntime()), picture((grey, 180), (body, 255)))
+        target = Target((Box(15, 15, 44, 44),), name="bright")
+        alone = agreement(session, target, rng=rng())
+        beside = agreement(session, target, mode="semi-autonomous", rng=rng())
+        assert alone.mean < beside.mean == 1.0
+        assert np.array_equal(beside.mask, body)
 
     def test_on_a_volume_it_is_that_of_the_prompted_slice(self, fake_session: Session) -> None:
         pixels = np.stack([picture((BODY, 255)), picture((rectangle(SHAPE, 2, 2, 60, 60), 255))])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -209,6 +211,74 @@ class TestAVolume:
         session.set_image(volume((self.BODY, 255)))
         with pytest.raises(PromptError, match="carry=True"):
             session.find([Target((Box(0, 0, 60, 60, z=3),), name="dim", z_range=(1, 4))], mode="semi-autonomous")
+
+
+class TestOneClass:
+    BODY = column((9, *SHAPE), BRIGHT, 2, 6)
+    LEFT = Target((Box(40, 30, 45, 39, z=4),), name="bright")
+    """A box around the left half: 6 of 12 columns, 10 rows."""
+
+    def test_it_is_looked_for_where_it_was_drawn_and_nowhere_else(
+        self, session: Session, runtime: FakeFindingRuntime
+    ) -> None:
+        session.set_image(volume((self.BODY, 255)))
+        found = session.find_one(self.LEFT)
+        assert (found.labels == 4).sum(axis=(1, 2)).tolist() == [0, 0, 0, 0, 60, 0, 0, 0, 0]
+        assert [classes for classes, _ in runtime.asked] == [(1,)]
+        assert [(one.label, one.name, one.voxels) for one in found.objects] == [(4, "bright", 60)]
+        assert found.provenance.mode == "semi-autonomous"
+
+    def test_on_the_other_slices_of_a_range_it_is_what_was_learned(self, session: Session) -> None:
+        session.set_image(volume((self.BODY, 255)))
+        told: list[tuple[int, int]] = []
+        found = session.find_one(replace(self.LEFT, z_range=(1, 5)), progress=lambda *done: told.append(done))
+        assert (found.labels == 4).sum(axis=(1, 2)).tolist() == [0, 0, 120, 120, 60, 120, 0, 0, 0]
+        assert told[-1] == (5, 5)
+        assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+    def test_until_its_end_is_until_a_slice_where_it_is_not(self, session: Session) -> None:
+        stray = column((9, *SHAPE), BRIGHT, 8, 8)
+        session.set_image(volume((self.BODY, 255), (stray, 255)))
+        told: list[tuple[int, int]] = []
+        found = session.find_one(self.LEFT, until_end=True, progress=lambda *done: told.append(done))
+        assert (found.labels == 4).sum(axis=(1, 2)).tolist() == [0, 0, 120, 120, 60, 120, 120, 0, 0]
+        assert told[-1] == (9, 9)
+        assert session.find_one(replace(self.LEFT, z_range=(0, 8))).labels[8].any()
+
+    def test_it_goes_on_where_what_was_drawn_holds_nothing(self, session: Session) -> None:
+        session.set_image(volume((self.BODY, 255)))
+        beside = Target((Box(2, 2, 9, 9, z=4),), name="bright")
+        found = session.find_one(beside, until_end=True)
+        assert (found.labels == 4).sum(axis=(1, 2)).tolist() == [0, 0, 120, 120, 0, 120, 120, 0, 0]
+
+    def test_no_class_takes_a_pixel_from_it(self, session: Session) -> None:
+        # What is bright is dim as well; with both in one map it would belong to `bright`.
+        everything = Target((Box(0, 0, 63, 63),), name="dim")
+        assert np.array_equal(session.find_one(everything).mask, DIM | BRIGHT)
+
+    def test_masks_of_several_targets_are_those_of_each(self, session: Session, runtime: FakeFindingRuntime) -> None:
+        session.set_image(volume((self.BODY, 255)))
+        drawn = [
+            self.LEFT,
+            Target((Box(40, 30, 47, 39, z=4),), name="bright"),
+            Target((Points([(45, 35)], [1], z=3),), name="dim"),
+        ]
+        masks = session.masks(drawn, mode="semi-autonomous")
+        assert len(runtime.asked) == 2  # one batch a slice
+        for target, mask in zip(drawn, masks, strict=True):
+            assert target.z is not None
+            assert np.array_equal(mask, session.find_one(target).mask[target.z])
+
+    def test_what_cannot_be_is_refused(self, session: Session, fake_session: Session) -> None:
+        with pytest.raises(PromptError, match="'spleen'"):
+            session.find_one(Target((Box(0, 0, 30, 30),), name="spleen"))
+        with pytest.raises(SettingError, match="autonomous"):
+            session.masks([Target((Box(0, 0, 30, 30),), name="dim")], mode="autonomous")
+        fake_session.set_image(Image(BOTH))
+        with pytest.raises(SettingError, match="palpate learn"):
+            fake_session.find_one(Target((Box(0, 0, 30, 30),), name="dim"))
+        with pytest.raises(SettingError, match="palpate learn"):
+            fake_session.masks([Target((Box(0, 0, 30, 30),), name="dim")], mode="semi-autonomous")
 
 
 class TestCarrying:

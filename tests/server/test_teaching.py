@@ -20,6 +20,7 @@ from palpate.images import Image, read
 from palpate.images.geometry import affine_from_spacing
 from palpate.images.intensity import intensity_for, to_uint8
 from palpate.inference.session import Session
+from palpate.prompts import Box, Target
 from palpate.server.jobs import Busy, Job, Jobs
 from palpate.server.taught_cases import write_cases, write_image
 from palpate.server.teaching import ENOUGH, LEAST, Teaching
@@ -341,6 +342,14 @@ class TestTheWholeWay:
         assert (learned.path.name, learned.cases, learned.classes) == ("learned-1.safetensors", 5, ("large one",))
         assert learned.val_dice is not None
         assert teaching.status().learned == learned
+
+        beside = teaching.beside("large one")
+        assert beside.file == learned.path.name
+        session = teaching.session(beside.sha256)
+        session.set_image(desk.images["p5"])
+        drawn = session.find_one(Target((Box(24, 14, 54, 44),), name=beside.name))
+        assert drawn.provenance.mode == "semi-autonomous"
+        assert drawn.objects[0].voxels
 
         made: dict[str, np.ndarray] = {}
         job = jobs.wait(teaching.guess(["p5"], lambda case, labels, *_: made.update({case: labels})).id, 300)

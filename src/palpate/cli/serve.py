@@ -24,10 +24,6 @@ from palpate.models import DEFAULT
 PORT = 8000
 """MONAI Label's own, so that its clients find us where they look."""
 
-SESSION_BYTES = 2**26
-"""What a session may keep of its image's embeddings in memory; the others go to a temporary file. A case that is open
-has up to four sessions: one for each axis, and one by another window."""
-
 OPEN_FILES = 2**15
 """A series is sent as thousands of files, and those that are large lie on the disk until all are there."""
 
@@ -111,9 +107,11 @@ def serve(
 
             from palpate.inference.embedding_cache import EmbeddingCache
             from palpate.inference.loading import load
+            from palpate.inference.session import Session
             from palpate.server.app import LOOPBACK, PAGE, make_app
             from palpate.server.desk import Desk
             from palpate.server.jobs import Jobs
+            from palpate.server.opened import SESSION_BYTES
             from palpate.server.teaching import Teaching
 
             kept = None if cache is None else EmbeddingCache(cache)
@@ -129,7 +127,17 @@ def serve(
             ).sibling(intensity=rule)
             for words in session.notes:
                 note(words)
-            desk = Desk(folder, lambda: session.sibling(memory_bytes=SESSION_BYTES), state=state, max_open=max_open)
+
+            def learned(sha256: str) -> Session:
+                return teaching.session(sha256)
+
+            desk = Desk(
+                folder,
+                lambda: session.sibling(memory_bytes=SESSION_BYTES),
+                learned=learned,
+                state=state,
+                max_open=max_open,
+            )
             alone = only_one(desk.state)
             jobs = Jobs()
             teaching = Teaching(
@@ -139,6 +147,8 @@ def serve(
                 model=model,
                 weights=weights,
                 device=device,
+                runtime=runtime,
+                precision=precision,
                 cache=cache,
                 options=() if window is None else ("--window", window),
             )

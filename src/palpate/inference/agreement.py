@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from palpate.errors import SettingError
+from palpate.inference.finding import Mode
 from palpate.inference.session import Session
 from palpate.metrics import dice
 from palpate.prompts.perturbation import jittered
@@ -59,18 +60,20 @@ def agreement(
     *,
     draws: int = DRAWS,
     amount: float | int = AMOUNT,
+    mode: Mode | str = "manual",
     rng: np.random.Generator,
 ) -> Agreement:
     """The agreement of a target's mask, on the slice that it was prompted on, with those of `draws` other prompts.
 
     Every side of a box moves by its own draw of up to `amount` times its length. Every click moves by its own draw, and
     a scribble as a whole, along both axes (see `_CLICKS`). A mask loses or gains one pixel all around, or stays. What
-    would leave the image stops at its border. The same state of `rng` gives the same answer.
+    would leave the image stops at its border. The same state of `rng` gives the same answer. `mode` is that of
+    `Session.masks`.
 
     Raises:
         PromptError: no image is set, or a prompt that makes no sense on it.
         UnsupportedPrompt: the model does not take a prompt of this kind.
-        SettingError: fewer than one draw, or an amount that is negative or no finite number.
+        SettingError: another mode, fewer than one draw, or an amount that is negative or no finite number.
     """
     if draws < 1:
         raise SettingError(f"agreement needs at least one other prompt, and draws is {draws}")
@@ -78,7 +81,7 @@ def agreement(
         raise SettingError(f"prompts are moved by a share of their size from 0 on, got {amount}")
     target = replace(target, prompts=tuple(_on_slice(prompt, target.z) for prompt in target.prompts), z_range=None)
     others = [moved(target, amount=amount, shape=session.slices.shape[1:3], rng=rng) for _ in range(draws)]
-    mask, *found = session.masks([target, *others])
+    mask, *found = session.masks([target, *others], mode=mode)
     share = np.stack(found).mean(axis=0, dtype=np.float32)
     return Agreement(tuple(dice(one, mask, both_empty=0.0) for one in found), share, mask)
 

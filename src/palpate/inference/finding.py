@@ -164,6 +164,40 @@ def find_slices(
     return findings, labels
 
 
+def follow_class(
+    answer: Callable[[int], ClassAnswer],
+    wanted: LearnedClass,
+    target: Target,
+    z_range: tuple[int, int],
+    *,
+    until_end: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> Finding:
+    """One class from the slice that a target was drawn on, up and down through a range, both ends included.
+
+    `answer` gives the class's on a slice. With `until_end` each way ends at the first slice where it is not there.
+    """
+    finding = Finding(wanted, (target,))
+    start, (first, last) = target.z or 0, z_range
+    done, total = 0, last - first + 1
+    for way in ((start,), range(start + 1, last + 1), range(start - 1, first - 1, -1)):
+        for at, z in enumerate(way):
+            found = answer(z)
+            finding.probabilities[z] = found.probability
+            mask = SliceMask.of(found.logits > 0, found.predicted_iou)
+            done += 1
+            if found.is_there and mask.area:
+                finding.masks[z] = mask
+            elif until_end and z != start:
+                done += len(way) - at - 1  # those beyond are settled, too
+                break
+            if progress is not None:
+                progress(done, total)
+    if progress is not None:
+        progress(total, total)
+    return finding
+
+
 def carry_through(findings: Sequence[Finding], frame: Frame, decode: DecodeSlice) -> None:
     """Replace the masks of each class by those of one object that is followed from its most certain slice.
 

@@ -29,6 +29,7 @@ from palpate.inference.finding import (
     by_class,
     carry_through,
     find_slices,
+    follow_class,
     notes_on,
     painted,
 )
@@ -269,8 +270,9 @@ class Session:
             notes=(*self.notes, *notes),
         )
 
-    def masks(self, targets: Sequence[Target]) -> list[Bool[np.ndarray, "row column"]]:
-        """The mask of each target on its own slice, as `predict` gives it, whatever the others claim.
+    def masks(self, targets: Sequence[Target], *, mode: Mode | str = "manual") -> list[Bool[np.ndarray, "row column"]]:
+        """The mask of each target on its own slice, whatever the others claim: in the manual mode as `predict` gives
+        it, in the semi-autonomous one as `find_one`.
 
         Slice ranges only say which slice that is; nothing is carried. Prompts of a slice are decoded as one batch, so
         many variants of one prompt cost little more than one of them.
@@ -278,10 +280,15 @@ class Session:
         Raises:
             PromptError: a prompt that makes no sense on this image, or no target.
             UnsupportedPrompt: the model does not take a prompt of this kind.
+            SettingError: another mode, or a session without learned prompts.
         """
         scene = self._ready()
         if not targets:
             raise PromptError("nothing to segment: give at least one box, point, scribble or mask")
+        if mode == "semi-autonomous":
+            return self._masks_beside(targets)
+        if mode != "manual":
+            raise SettingError(f"masks of targets are made in the manual or the semi-autonomous mode, not in {mode!r}")
         tracks = [self._track(self._placed(target, scene, {}), scene, until_end=False) for target in targets]
         found: dict[int, Bool[np.ndarray, "row column"]] = {}
         for z in sorted({track.start for track in tracks}):
@@ -341,6 +348,35 @@ class Session:
             return tuple(self.predict_all(some, progress=progress) for some in each.values())
         findings, _, _ = self._find(targets, mode=mode, carry=carry, progress=progress)
         return self._apart(findings, mode=mode, carry=carry)
+
+    def find_one(self, target: Target, *, until_end: bool = False, progress: Progress | None = None) -> Segmentation:
+        """Segment the one learned class that a target was drawn for, on its slice alone unless a range says further.
+
+        It is the semi-autonomous mode of `find`, without the other classes: prompts go in beside what was learned, and
+        on the other slices of `z_range` it is what was learned alone. With `until_end` (without a range: through the
+        whole volume) it stops, up and down, at the first slice where the class is not there.
+
+        Raises:
+            PromptError: a prompt that makes no sense on this image, or for any class that was learned.
+            SettingError: a session without learned prompts.
+        """
+        scene, runtime = self._ready(), self._finding_runtime()
+        notes: dict[str, None] = {}
+        placed = self._placed(target, scene, notes, as_it_is=True)
+        start = placed.z or 0
+        first, last = placed.z_range or ((0, scene.depth - 1) if until_end else (start, start))
+        number, drawn = self._class_of(placed, runtime)
+        finding = follow_class(
+            lambda z: self._answers_beside(z, [(number, drawn if z == start else None)], runtime)[0],
+            runtime.classes[number],
+            drawn,
+            (first, last),
+            until_end=until_end,
+            progress=progress,
+        )
+        labels = painted([finding], (scene.depth, *scene.shape))
+        told = [*notes, *notes_on([finding], labels)]
+        return self._segmentation([finding], labels, told, mode="semi-autonomous", overlap="none", carry=until_end)
 
     def find_both(
         self,
@@ -416,12 +452,36 @@ class Session:
         self, z: int, drawn: Mapping[int, Sequence[Target]], runtime: FindingRuntime
     ) -> list[ClassAnswer]:
         """What is found of each class on a slice. Of a class that was drawn in several parts, it is all of them."""
-        scene, embedding = self._ready(), self._embedding(z)
         here = {i: [target for target in targets if (target.z or 0) == z] for i, targets in drawn.items()}
+        items = [(i, target) for i in range(len(runtime.classes)) for target in here.get(i) or [None]]
+        answers: dict[int, ClassAnswer] = {}
+        for (i, _), answer in zip(items, self._answers_beside(z, items, runtime), strict=True):
+            answers[i] = answer if i not in answers else answers[i].united(answer)
+        return [answers[i] for i in range(len(runtime.classes))]
+
+    def _class_of(self, target: Target, runtime: FindingRuntime) -> tuple[int, Target]:
+        """The number of the class that a target was drawn for, and the target under its label and name."""
+        ((number, (drawn,)),) = by_class([replace(target, z_range=None)], runtime.classes).items()
+        return number, drawn
+
+    def _masks_beside(self, targets: Sequence[Target]) -> list[Bool[np.ndarray, "row column"]]:
+        scene, runtime = self._ready(), self._finding_runtime()
+        items = [self._class_of(self._placed(target, scene, {}, as_it_is=True), runtime) for target in targets]
+        found: dict[int, Bool[np.ndarray, "row column"]] = {}
+        for z in sorted({target.z or 0 for _, target in items}):
+            members = [i for i, (_, target) in enumerate(items) if (target.z or 0) == z]
+            answers = self._answers_beside(z, [items[i] for i in members], runtime)
+            for i, answer in zip(members, answers, strict=True):
+                found[i] = answer.logits > 0
+        return [found[i] for i in range(len(items))]
+
+    def _answers_beside(
+        self, z: int, asked: Sequence[tuple[int, Target | None]], runtime: FindingRuntime
+    ) -> list[ClassAnswer]:
+        """What is found of a class on a slice, for each that is asked for: by its number, and with what was drawn."""
+        scene, embedding = self._ready(), self._embedding(z)
         items = [
-            (i, None if target is None else runtime.frame.prompts(target.prompts, scene.shape))
-            for i in range(len(runtime.classes))
-            for target in here.get(i) or [None]
+            (i, None if target is None else runtime.frame.prompts(target.prompts, scene.shape)) for i, target in asked
         ]
         groups = [[n for n, (_, prompt) in enumerate(items) if prompt is None]]
         with_prompt = {n: prompt for n, (_, prompt) in enumerate(items) if prompt is not None}
@@ -432,15 +492,14 @@ class Session:
             numbers = np.array([items[n][0] for n in members], dtype=np.int64)
             found = runtime.find(embedding, numbers, batch_of(prompts) if prompts else None)
             assert found.object_logits is not None
-            for k, (n, i) in enumerate(zip(members, numbers.tolist(), strict=True)):
-                answer = ClassAnswer(
+            for k, n in enumerate(members):
+                answers[n] = ClassAnswer(
                     runtime.frame.image(found.logits[k, 0], scene.shape),
                     float(found.predicted_iou[k, 0]),
                     float(found.object_logits[k]),
                     drawn=n in with_prompt,
                 )
-                answers[i] = answer if i not in answers else answers[i].united(answer)
-        return [answers[i] for i in range(len(runtime.classes))]
+        return [answers[n] for n in range(len(items))]
 
     def _segmentation(
         self,

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -19,7 +19,7 @@ from palpate.errors import InputError, PromptError
 from palpate.images.slices import slice_first
 from palpate.inference.session import Progress
 from palpate.prompts.types import Box, Prompt, Target
-from palpate.server.draft import Draft, Step, step_from_json, step_to_json
+from palpate.server.draft import Beside, Draft, Step, step_from_json, step_to_json
 from palpate.server.journal import Action, Journal, Patch, bounds
 from palpate.server.opened import OpenImage
 from palpate.server.strokes import Stroke
@@ -78,12 +78,21 @@ class Deed:
         return cls(what, body.get("label"))
 
 
+class _Asked(NamedTuple):
+    """All that decides about a look."""
+
+    axis: int | None
+    prompts: tuple[Prompt, ...]
+    window: str | None
+    learned: Beside | None
+
+
 @dataclass(frozen=True, eq=False)
 class _Look:
     """What a prompt made of a draft (None: of nothing)."""
 
     draft: Draft | None
-    asked: tuple[int | None, tuple[Prompt, ...], str | None]
+    asked: _Asked
     found: Draft
 
 
@@ -119,26 +128,32 @@ class Annotation:
 
     # Drawing.
 
-    def prompt(self, axis: int | None, target: Target, *, window: str | None = None) -> None:
+    def prompt(
+        self, axis: int | None, target: Target, *, window: str | None = None, learned: Beside | None = None
+    ) -> None:
         """Add a prompt to the object being drawn, or begin one.
 
         Raises:
-            PromptError, UnsupportedPrompt: as `Draft.prompted`.
+            PromptError, UnsupportedPrompt, InputError: as `Draft.prompted`.
         """
-        draft = self.previewed(axis, target, window=window)
-        self._drawn("prompt", step_to_json(Step(axis, target, window=window)), draft)
+        draft = self.previewed(axis, target, window=window, learned=learned)
+        self._drawn("prompt", step_to_json(Step(axis, target, window=window, learned=learned)), draft)
 
-    def previewed(self, axis: int | None, target: Target, *, window: str | None = None) -> Draft:
+    def previewed(
+        self, axis: int | None, target: Target, *, window: str | None = None, learned: Beside | None = None
+    ) -> Draft:
         """What a prompt would make of the object; nothing is kept."""
         with self.opened.lock:
             # A box is looked at while it is dragged, so when it is let go of the answer is often there already.
-            known = self._looked_at
-            if known is not None and known.draft is self.draft and known.asked == (axis, target.prompts, window):
+            known, asked = self._looked_at, _Asked(axis, target.prompts, window, learned)
+            if known is not None and known.draft is self.draft and known.asked == asked:
                 return known.found
             draft = self.draft
-            found = (draft or Draft.empty(self.opened.image.shape)).prompted(self.opened, axis, target, window=window)
+            found = (draft or Draft.empty(self.opened.image.shape)).prompted(
+                self.opened, axis, target, window=window, learned=learned
+            )
             if all(isinstance(prompt, Box) for prompt in target.prompts):
-                self._looked_at = _Look(draft, (axis, target.prompts, window), found)
+                self._looked_at = _Look(draft, asked, found)
             return found
 
     def propagated(

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path as FilePath
 from time import perf_counter
 from typing import Annotated, Any, Literal, overload
@@ -20,14 +20,15 @@ from palpate.inference.agreement import DRAWS, agreement
 from palpate.inference.session import Session
 from palpate.prompts.types import Box, Target
 from palpate.server.annotation import DRAFT, Annotation, Taken
-from palpate.server.asked import PromptAsked, Seen, StrokeAsked, prompts_told, stroke_of, target_of
+from palpate.server.asked import ClassName, PromptAsked, Seen, StrokeAsked, prompts_told, stroke_of, target_of
 from palpate.server.desk import CaseStatus, Desk, Label
-from palpate.server.draft import Draft, Step
+from palpate.server.draft import Beside, Draft, Step
 from palpate.server.exporting import KINDS, Finished
 from palpate.server.grid import Plane
 from palpate.server.jobs import Busy, Job, Jobs, Report
 from palpate.server.journal import bounds
 from palpate.server.leases import Gone
+from palpate.server.opened import OpenImage
 from palpate.server.record import record_of
 from palpate.server.sending import download
 from palpate.server.shown import nifti_of, packed, patch_of, window_of
@@ -58,6 +59,7 @@ class _Encoding(_Asked):
     plane: Plane
     slice: Annotated[int, Field(ge=0, lt=2**20)]
     window: Seen = None
+    learned: ClassName = None
 
 
 class _Carrying(_Asked):
@@ -130,6 +132,9 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         if jobs.running("propagate", case=annotation.case):
             raise Busy("the object is being carried through the volume; wait, or cancel that")
         return annotation
+
+    def beside(name: str | None) -> Beside | None:
+        return None if name is None else teaching.beside(name)
 
     def state(annotation: Annotation) -> dict[str, Any]:
         carried = jobs.running("propagate", case=annotation.case)
@@ -224,7 +229,7 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
     def _prompt(annotation: Annotated[Annotation, Depends(changing)], asked: _Prompting) -> dict[str, Any]:
         axis, target = target_of(asked.prompt, annotation.opened.grid)
         with annotation.lock:
-            annotation.prompt(axis, target, window=asked.prompt.window)
+            annotation.prompt(axis, target, window=asked.prompt.window, learned=beside(asked.prompt.learned))
             notes = annotation.draft.notes if annotation.draft is not None else ()
             return changed(annotation, asked.revision, notes)
 
@@ -232,7 +237,8 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
     def _preview(annotation: Annotated[Annotation, Depends(changing)], asked: _Previewing) -> dict[str, Any]:
         begun = perf_counter()
         axis, target = target_of(asked.prompt, annotation.opened.grid)
-        draft = annotation.previewed(axis, target, window=asked.prompt.window)
+        learned = beside(asked.prompt.learned)
+        draft = annotation.previewed(axis, target, window=asked.prompt.window, learned=learned)
         patch = _preview_patch(annotation, draft)
         quickness["preview"] = round(1000 * (perf_counter() - begun), 1)
         return {"patch": patch}
@@ -251,7 +257,11 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         if jobs.running("propagate", case=annotation.case):
             return  # which would be waited for
         with annotation.opened.lock:
-            annotation.opened.session(None if grid.picture else axis, asked.window).encode([number])
+            learned = beside(asked.learned)
+            session = annotation.opened.session(
+                None if grid.picture else axis, asked.window, None if learned is None else learned.sha256
+            )
+            session.encode([number])
 
     @api.post("/cases/{case}/propagate", status_code=202)
     def _propagate(annotation: Annotated[Annotation, Depends(changing)], asked: _Carrying) -> dict[str, Any]:
@@ -336,9 +346,7 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
             return {"agreement": None, "draws": DRAWS, "revision": revision}
         if known is None or known[0] is not draft:
             with annotation.opened.lock:
-                session = annotation.opened.session(step.axis, step.window)
-                target = _judged_by(step, draft, session)
-                found = 0.0 if target is None else agreement(session, target, rng=np.random.default_rng(0)).mean
+                found = _agreement_of(step, draft, annotation.opened)
             known = (draft, found)
             with annotation.lock:
                 annotation.judged = known
@@ -356,7 +364,8 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
     def _teaching() -> dict[str, Any]:
         told = asdict(teaching.status())
         if told["learned"] is not None:
-            del told["learned"]["path"]  # where files lie is nobody's business
+            for kept in ("path", "sha256"):  # where files lie is nobody's business
+                del told["learned"][kept]
         return told
 
     @api.post("/teach", status_code=202)
@@ -392,6 +401,18 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         return Finished(name, annotation.opened.image, values, names, colours, record)
 
     return api
+
+
+def _agreement_of(step: Step, draft: Draft, opened: OpenImage) -> float:
+    """The agreement of a draft where it was prompted last; 0 where there is no mask."""
+    rng = np.random.default_rng(0)
+    if step.learned is not None:
+        session = opened.session(step.axis, step.window, step.learned.sha256)
+        target = replace(step.target, name=step.learned.name)
+        return agreement(session, target, mode="semi-autonomous", rng=rng).mean
+    session = opened.session(step.axis, step.window)
+    judged = _judged_by(step, draft, session)
+    return 0.0 if judged is None else agreement(session, judged, rng=rng).mean
 
 
 def _judged_by(step: Step, draft: Draft, session: Session) -> Target | None:
@@ -449,13 +470,14 @@ def _state(annotation: Annotation, desk: Desk) -> dict[str, Any]:
     draft = annotation.draft
     drawn: dict[str, Any] | None = None
     if draft is not None:
-        voxels = int(draft.mask.sum())
+        voxels, last = int(draft.mask.sum()), draft.last_prompted
         drawn = {
             "prompts": prompts_told(draft, annotation.opened.grid),
             "predicted_iou": round(draft.predicted_iou, 4),
             "voxels": voxels,
             "volume_ml": None if each is None else round(voxels * each, 4),
             "agreement": _judged(annotation),
+            "learned": None if last is None or last.learned is None else last.learned.name,
         }
     return {
         "revision": annotation.revision,

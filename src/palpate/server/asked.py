@@ -23,6 +23,10 @@ Seen = Annotated[str | None, Field(max_length=40, examples=["-600/1500", "percen
 """A rule of `palpate.images.intensity` by its name, for the model to see the image by; None: the server's."""
 
 
+ClassName = Annotated[str | None, Field(max_length=200, examples=["liver"])]
+"""The name of a class that was learned, for a prompt to go in beside what was learned of it; None: the prompt alone."""
+
+
 class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -35,6 +39,7 @@ class BoxAsked(_Asked):
     from_: _Voxel = Field(alias="from")
     to: _Voxel
     window: Seen = None
+    learned: ClassName = None
 
 
 class PointAsked(_Asked):
@@ -45,6 +50,7 @@ class PointAsked(_Asked):
     at: _Voxel
     positive: bool = True
     window: Seen = None
+    learned: ClassName = None
 
 
 class ScribbleAsked(_Asked):
@@ -56,6 +62,7 @@ class ScribbleAsked(_Asked):
     positive: bool = True
     radius: Annotated[float, Field(ge=0, le=50)] = 1.0
     window: Seen = None
+    learned: ClassName = None
 
 
 PromptAsked = Annotated[BoxAsked | PointAsked | ScribbleAsked, Discriminator("kind")]

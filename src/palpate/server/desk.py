@@ -95,8 +95,9 @@ class CaseStatus:
 class Desk:
     """The cases of a folder.
 
-    `make_session` gives a new session on the model; `state` is where the journal is (default: a hidden folder beside
-    the images). At most `max_open` cases are open at once, and beside the first only as many as take `image_bytes`.
+    `make_session` gives a new session on the model, and `learned` one on what was learned, by the SHA-256 of its file;
+    `state` is where the journal is (default: a hidden folder beside the images). At most `max_open` cases are open at
+    once, and beside the first only as many as take `image_bytes`.
 
     Raises:
         FormatError: no such folder. OutputError: the state cannot be written.
@@ -107,6 +108,7 @@ class Desk:
         folder: Path,
         make_session: Callable[[], Session],
         *,
+        learned: Callable[[str], Session] | None = None,
         state: Path | None = None,
         max_open: int = MAX_OPEN,
         image_bytes: int = IMAGE_BYTES,
@@ -115,7 +117,7 @@ class Desk:
         self.folder = folder
         self.state = state or folder / STATE
         self.leases = leases or Leases(most=max_open)
-        self._make_session = make_session
+        self._make_session, self._learned = make_session, learned
         self._image_bytes = image_bytes
         self._lock = threading.RLock()
         self._opening: dict[str, threading.Lock] = {}
@@ -218,7 +220,7 @@ class Desk:
                 self._make_room(case, least_bytes(entry.path))
                 image = self._read(case, entry)
                 self._make_room(case, image.array.nbytes)
-                opened = OpenImage(image, self._make_session)
+                opened = OpenImage(image, self._make_session, learned=self._learned)
                 with self._lock:
                     self._open[case] = self._used[case] = opened
             finally:

@@ -11,7 +11,7 @@ again from a journal or a file:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -29,18 +29,29 @@ MAX_STEPS = 2000
 """Steps of one object. A person makes a dozen."""
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What prompts go in beside: a class by its name, and the file of learned prompts with the SHA-256 of it."""
+
+    name: str
+    file: str
+    sha256: str
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One look of the model: the prompts on a slice along `axis` of the array (None for a picture).
 
     With a slice range, or `until_end`, the mask is carried from there. `window` is the rule that the model sees the
-    image by, None the one for images of this kind (`OpenImage.session`).
+    image by, None the one for images of this kind (`OpenImage.session`). With `learned` the prompts go in beside what
+    was learned, which is what the mask is carried by, too (`Session.find_one`).
     """
 
     axis: int | None
     target: Target
     until_end: bool = False
     window: str | None = None
+    learned: Beside | None = None
 
     @property
     def carried(self) -> bool:
@@ -82,17 +93,26 @@ class Draft:
                 return step
         return None
 
-    def prompted(self, opened: OpenImage, axis: int | None, target: Target, *, window: str | None = None) -> Draft:
-        """With more prompts on a slice; its mask is made anew from all prompts there, by this window.
+    def prompted(
+        self,
+        opened: OpenImage,
+        axis: int | None,
+        target: Target,
+        *,
+        window: str | None = None,
+        learned: Beside | None = None,
+    ) -> Draft:
+        """With more prompts on a slice; its mask is made anew from all prompts there, by this window and beside this.
 
         A box takes the place of the box before, as a mask does; points and scribbles are added.
 
         Raises:
             PromptError: prompts that make no sense on this image; UnsupportedPrompt: not for this model.
+            InputError: what was learned is not there.
         """
         before = self.at(axis, target.z or 0)
         prompts = _joined(() if before is None else before.target.prompts, target.prompts)
-        step = Step(axis, replace(target, prompts=prompts), window=window)
+        step = Step(axis, replace(target, prompts=prompts), window=window, learned=learned)
         others = tuple(other for other in self.steps if other is not before)
         return replace(self, steps=others)._with(opened, step)
 
@@ -127,7 +147,8 @@ class Draft:
                 "there is nothing to carry through the volume; draw a box or a point on a slice of this plane first"
             )
         target = replace(start.target, z_range=(first, last))
-        return self._with(opened, Step(axis, target, until_end, start.window), progress=progress)
+        step = Step(axis, target, until_end, start.window, start.learned)
+        return self._with(opened, step, progress=progress)
 
     def stroked(self, opened: OpenImage, stroke: Stroke) -> Draft:
         """With what a brush added, or an eraser removed.
@@ -156,8 +177,13 @@ class Draft:
         # Checked first: a look takes a while.
         steps = self._more(step)
         with opened.lock:
-            session = opened.session(step.axis, step.window)
-            found = session.predict_all([step.target], until_end=step.until_end, progress=progress)
+            if step.learned is None:
+                session = opened.session(step.axis, step.window)
+                found = session.predict_all([step.target], until_end=step.until_end, progress=progress)
+            else:
+                session = opened.session(step.axis, step.window, step.learned.sha256)
+                target = replace(step.target, name=step.learned.name)
+                found = session.find_one(target, until_end=step.until_end, progress=progress)
         mask = self.mask.copy()
         if step.axis is None:
             mask[...] = found.mask
@@ -236,6 +262,8 @@ def step_to_json(step: Step | Stroke) -> dict[str, Any]:
         entry["until_end"] = True
     if step.window is not None:
         entry["window"] = step.window
+    if step.learned is not None:
+        entry["learned"] = asdict(step.learned)
     return entry
 
 
@@ -265,7 +293,8 @@ def step_from_json(entry: Mapping[str, Any], *, pixels: int) -> Step | Stroke:
         z_range = None if first_last is None else (int(first_last[0]), int(first_last[1]))
         axis = None if entry["axis"] is None else _axis(entry["axis"])
         window = None if entry.get("window") is None else str(entry["window"])
-        return Step(axis, Target(prompts, z_range=z_range), bool(entry.get("until_end", False)), window)
+        learned = None if entry.get("learned") is None else _beside(entry["learned"])
+        return Step(axis, Target(prompts, z_range=z_range), bool(entry.get("until_end", False)), window, learned)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:  # JSON has numbers without end
         raise PromptError(
             f"this is no step of a drawing ({type(error).__name__}: {error}): {str(entry)[:80]}"
@@ -277,6 +306,10 @@ def _stroke(entry: Mapping[str, Any]) -> Stroke:
         raise ValueError(f"no tool is called {entry['stroke']!r}")
     path = tuple((int(x), int(y)) for x, y in entry["path"])
     return Stroke(entry["stroke"], _axis(entry["axis"]), int(entry["slice"]), path, float(entry["radius_mm"]))
+
+
+def _beside(value: Mapping[str, Any]) -> Beside:
+    return Beside(str(value["name"]), str(value["file"]), str(value["sha256"]))
 
 
 def _axis(value: object) -> int:

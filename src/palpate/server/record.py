@@ -80,6 +80,23 @@ def check_record(record: object) -> None:
         raise InputError(f"the record is of version {content['version']}, and this palpate knows {VERSION}; update it")
 
 
+def learned_in(record: Mapping[str, Any]) -> dict[str, str]:
+    """The files of learned prompts that objects were drawn beside: their names by their SHA-256.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    found: dict[str, str] = {}
+    try:
+        for action in record["actions"]:
+            for step in action.get("steps", ()):
+                if (learned := step.get("learned")) is not None:
+                    found[str(learned["sha256"])] = str(learned["file"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the record is damaged ({type(error).__name__}: {error})") from None
+    return found
+
+
 def replayed(
     record: Mapping[str, Any], opened: OpenImage, *, progress: Callable[[int, int], None] | None = None
 ) -> UInt8[np.ndarray, "..."]:

@@ -12,11 +12,13 @@ stopped at any time, and the next attempt goes on where it was if nothing has ch
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +33,9 @@ from palpate.images.formats import replacing
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.segmentation import Segmentation
 from palpate.inference.session import Session
+from palpate.server.draft import Beside
 from palpate.server.jobs import Cancelled, Job, Jobs, Report
+from palpate.server.opened import SESSION_BYTES
 from palpate.server.taught_cases import LabelledCases, write_cases
 
 ENOUGH = 10
@@ -51,6 +55,9 @@ _GRACE_SECONDS = 30.0
 """To write down where it is takes a process that was asked to stop a moment, or seconds on a slow disk."""
 
 _LOOK_SECONDS = 0.3
+
+_KEPT = 2
+"""So many of what was learned stay in memory: the last one, and the one before, which an open object may be beside."""
 
 _TOLD = 5
 """So many cases are named in a sentence; the rest is counted."""
@@ -94,10 +101,11 @@ class TaughtDesk(LabelledCases, Protocol):
 class Learned:
     """What was learned: its file, from how many cases, what it finds, and when it was made (ISO 8601, UTC).
 
-    `val_dice` is the mean Dice over classes on the cases held out; None where none was.
+    `val_dice` is the mean Dice over classes on the cases held out; None where none was. `sha256` is that of the file.
     """
 
     path: Path
+    sha256: str
     cases: int
     classes: tuple[str, ...]
     val_dice: float | None
@@ -120,7 +128,8 @@ class Teaching:
     """Learning from a desk's finished cases, and guessing at the others.
 
     - `folder` is where it all lies, in the desk's state.
-    - `model` is the base model (default: palpate's), `weights` a checkpoint file of it, `device` as everywhere.
+    - `model` is the base model (default: palpate's), `weights` a checkpoint file of it, `device` as everywhere;
+      `runtime` and `precision` are those of `palpate.load`, for what was learned.
     - `cache` is a folder of embeddings, which learning fills (default: the usual one) and guessing reads.
     - `steps` of learning, and further `options` of `palpate learn`; what it does by itself unless given.
     - `load` opens what was learned; the default is `palpate.load`.
@@ -135,6 +144,8 @@ class Teaching:
         model: str | None = None,
         weights: Path | None = None,
         device: str = "auto",
+        runtime: str = "auto",
+        precision: str = "float32",
         cache: Path | None = None,
         steps: int | None = None,
         options: Sequence[str] = (),
@@ -143,7 +154,11 @@ class Teaching:
         self._desk, self._folder, self._jobs = desk, folder, jobs
         self._model, self._weights, self._device, self._cache = model, weights, device, cache
         self._steps, self._options = steps, tuple(options)
+        self._runtime, self._precision = runtime, precision
         self._load = load or self._loaded
+        self._loading = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+        self._hashes: dict[tuple[Path, int], str] = {}
 
     def status(self) -> TeachingStatus:
         """How things stand."""
@@ -161,6 +176,44 @@ class Teaching:
             if found is not None:
                 return found
         return None
+
+    def beside(self, name: str) -> Beside:
+        """What was learned last of a class, for prompts to go in beside it.
+
+        Raises:
+            InputError: nothing was learned so far, or not of this class.
+        """
+        learned = self.learned()
+        if learned is None:
+            raise InputError("nothing was learned yet; finish some cases and teach them first, or draw without it")
+        if name not in learned.classes:
+            raise InputError(
+                f"nothing was learned of {name[:70]!r}, only of {', '.join(learned.classes)}; choose one of these, or "
+                "draw without what was learned"
+            )
+        return Beside(name, learned.path.name, learned.sha256)
+
+    def session(self, sha256: str, *, tell: Callable[[str], None] | None = None) -> Session:
+        """A new session on what was learned, by the SHA-256 of its file; the model is read where it was not yet.
+
+        Raises:
+            InputError: no such file is kept here.
+        """
+        with self._loading:
+            session = self._sessions.pop(sha256, None)
+            if session is None:
+                found = (self._record(number) for number in sorted(self._numbers(), reverse=True))
+                path = next((one.path for one in found if one is not None and one.sha256 == sha256), None)
+                if path is None:
+                    raise InputError(
+                        f"the learned prompts that this was drawn beside (SHA-256 {sha256[:12]}) are not in "
+                        f"{self._folder} any more; put the file back, or undo the object and draw it anew"
+                    )
+                session = self._load(path, tell or (lambda _: None))
+            self._sessions[sha256] = session  # those used last, at the end
+            for other in list(self._sessions)[:-_KEPT]:
+                del self._sessions[other]
+            return session.sibling(memory_bytes=SESSION_BYTES)
 
     def teach(self) -> Job:
         """Learn from the cases that are finished now, in the background.
@@ -208,6 +261,8 @@ class Teaching:
         arguments += ["--held-out", str(HELD_OUT)] if len(cases) >= MEASURED_FROM else []
         _carried_out([*arguments, *self._options], path, report)
         learned = self._keep(number, cases, tuple(names.values()))
+        report.progress(0, 0, "making it ready")
+        self.session(learned.sha256, tell=report.say)
         measured = "" if learned.val_dice is None else f"; Dice {learned.val_dice:.2f} on those held out"
         return f"learned {', '.join(learned.classes)} from {len(cases)} cases{measured}"
 
@@ -218,16 +273,24 @@ class Teaching:
         record: dict[str, Any] = {"cases": list(cases), "classes": list(classes), "val_dice": measured}
         with replacing(path.with_suffix(".json"), overwrite=True) as temporary:
             temporary.write_text(json.dumps({**record, "made_at": made_at}, indent=2) + "\n", encoding="utf-8")
-        return Learned(path, len(cases), classes, measured, made_at)
+        return Learned(path, self._hash(path), len(cases), classes, measured, made_at)
 
     def _record(self, number: int) -> Learned | None:
         path = self._path(number)
         try:
             told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            learned = Learned(path, len(told["cases"]), tuple(told["classes"]), told["val_dice"], told["made_at"])
+            of = len(told["cases"]), tuple(told["classes"]), told["val_dice"], told["made_at"]
+            return Learned(path, self._hash(path), *of)
         except (OSError, ValueError, KeyError, TypeError):  # it was never finished, or somebody has changed it
             return None
-        return learned if path.is_file() else None
+
+    def _hash(self, path: Path) -> str:
+        # How things stand is asked for every second.
+        key = path, path.stat().st_mtime_ns
+        if key not in self._hashes:
+            with path.open("rb") as stream:
+                self._hashes[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return self._hashes[key]
 
     def _next(self) -> int:
         """The number of an attempt that never came to its end, which is then taken up, or the next one."""
@@ -247,7 +310,7 @@ class Teaching:
 
     def _guess(self, learned: Learned, cases: Sequence[str], guessed: Guessed, report: Report) -> str:
         report.progress(0, len(cases), "loading what was learned")
-        session = self._load(learned.path, report.say)
+        session = self.session(learned.sha256, tell=report.say)
         made: list[str] = []
         absent: dict[str, list[str]] = {}
         failed: dict[str, str] = {}
@@ -280,7 +343,15 @@ class Teaching:
         from palpate.inference.loading import load
 
         cache = None if self._cache is None else EmbeddingCache(self._cache)
-        return load(auto=path, weights=self._weights, device=self._device, cache=cache, tell=tell)
+        return load(
+            auto=path,
+            weights=self._weights,
+            device=self._device,
+            runtime=self._runtime,
+            precision=self._precision,
+            cache=cache,
+            tell=tell,
+        )
 
 
 # The process.

@@ -1,7 +1,7 @@
 // The verbs of the page, for buttons, keys and the pointer alike. A failure is told in the server's own words.
 
 import * as api from "./api.js";
-import { app, changed, DRAFT, labelOf, nameOf, say, seenWindow } from "./app.js";
+import { app, changed, DRAFT, labelOf, learnedOf, lookedAt, nameOf, say } from "./app.js";
 import { OpenCase } from "./case.js";
 import { choose } from "./dialogs.js";
 import { PLANES } from "./planes.js";
@@ -151,8 +151,8 @@ function ask(verb, body, told) {
 }
 
 export const prompt = (what) =>
-  ask("prompts", { prompt: { ...what, window: seenWindow() } }, (state) =>
-    `${what.kind} on ${what.plane}: ${state.draft ? `${state.draft.voxels.toLocaleString("en")} voxels` : "nothing found"}`);
+  ask("prompts", { prompt: { ...what, ...lookedAt() } }, (state) =>
+    `${what.kind} on ${what.plane}${state.draft?.learned ? `, beside what was learned of ${state.draft.learned}` : ""}: ${state.draft ? `${state.draft.voxels.toLocaleString("en")} voxels` : "nothing found"}`);
 
 export async function accept() {
   if (!app.case?.state.draft) return say("there is nothing to accept; draw a box first");
@@ -208,7 +208,7 @@ export async function preview(what) {
       const next = waiting;
       waiting = null;
       const begun = performance.now();
-      const patch = await one.preview({ ...next, window: seenWindow() });
+      const patch = await one.preview({ ...next, ...lookedAt() });
       const took = performance.now() - begun;
       if (took > QUICK_MS) gesture.slow += 1;
       if (gesture.previewed) about.preview_ms = took;
@@ -430,6 +430,15 @@ export function setFollows(follows) {
   app.follows = follows;
   localStorage.setItem("palpate.follows", follows ? "yes" : "");
   return say(follows ? "the model sees the image by your window from the next prompt on" : "the model sees the image by its own window");
+}
+
+/** Whether prompts go in beside what was learned. This browser remembers it. */
+export function setBeside(beside) {
+  if (!app.teaching?.learned) return say("nothing was learned yet; finish some cases, and teach them");
+  app.beside = beside;
+  localStorage.setItem("palpate.beside", beside ? "yes" : "");
+  if (!beside) return say("prompts are answered without what was learned");
+  return say(learnedOf() ? `prompts go in beside what was learned of ${learnedOf()}` : `nothing was learned of ${labelOf(app.label)?.name ?? "it"}; choose a label of ${app.teaching.learned.classes.join(", ")}`);
 }
 
 export function nextWindow() {

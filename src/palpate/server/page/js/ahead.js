@@ -1,6 +1,6 @@
 // The slice that a user rests on is encoded before anything is drawn there: most of what a first prompt would wait for.
 
-import { app, seenWindow } from "./app.js";
+import { app, lookedAt } from "./app.js";
 import { PLANES } from "./planes.js";
 
 const REST_MS = 250; // slices that are only passed by are not encoded
@@ -17,14 +17,14 @@ export function lookAhead() {
   const { case: one, plane, tool, view } = app;
   if (!one || !view?.shown || !TOOLS.includes(tool) || app.server !== "there") return;
   const slice = view.crosshair[PLANES[plane].depth];
-  const window = seenWindow();
-  const key = JSON.stringify([one.id, one.lease, plane, slice, window]);
+  const look = lookedAt();
+  const key = JSON.stringify([one.id, one.lease, plane, slice, look]);
   if (key === wanted) return;
   // Another window is another look at the whole volume: not while it is still being dragged.
-  const rest = window === lastWindow ? REST_MS : WINDOW_REST_MS;
-  [wanted, lastWindow] = [key, window];
+  const rest = look.window === lastWindow ? REST_MS : WINDOW_REST_MS;
+  [wanted, lastWindow] = [key, look.window];
   clearTimeout(resting);
-  resting = setTimeout(() => ask(key, one, { plane, slice, window }), rest);
+  resting = setTimeout(() => ask(key, one, { plane, slice, ...look }), rest);
 }
 
 // One at a time: what is drawn waits for the one that is under way, and never for more.

@@ -21,6 +21,7 @@ export const app = {
   failed: null, // the one that could not be opened: {id, why}; without why it is tried again when the server answers
   job: null, // the carrying of the object through the volume, while it runs
   follows: false, // whether the model sees the window that the user sees, rather than its own
+  beside: false, // whether prompts go in beside what was learned of the chosen label
   missing: null, // why there is no viewer
   gesture: null, // what is being drawn: {tool, plane, from, to} or {tool, plane, path}
   hover: null, // the voxel under the pointer
@@ -75,7 +76,7 @@ export function nameOf({ what, label }) {
 }
 
 /** The window that the model is asked to see the image by; undefined for its own. */
-export function seenWindow() {
+function seenWindow() {
   const own = app.case?.image.window;
   if (!app.follows || !own || app.case.image.colour) return undefined;
   const { low, high } = app.view.window;
@@ -83,5 +84,14 @@ export function seenWindow() {
   const digits = Math.min(Math.max(3 - Math.floor(Math.log10(high - low)), 0), 12);
   return `${low.toFixed(digits)}..${high.toFixed(digits)}`;
 }
+
+/** The name of the chosen label if something was learned of it, and else undefined. */
+export function learnedOf() {
+  const name = labelOf(app.label)?.name;
+  return app.teaching?.learned?.classes.includes(name) ? name : undefined;
+}
+
+/** How the model is asked to look: by which window, and beside what was learned of which label. */
+export const lookedAt = () => ({ window: seenWindow(), learned: app.beside ? learnedOf() : undefined });
 
 export const labelOf = (value) => app.labels.find((one) => one.value === value);

@@ -30,6 +30,7 @@ const KEYS = [
     ["Enter", "accept the object into the chosen label"],
     ["Esc", "stop drawing, or discard the object"],
     ["G", "carry the object through the volume"],
+    ["L", "prompts go in beside what was learned, or alone"],
     ["Ctrl + Z", "undo"],
     ["Ctrl + Shift + Z", "redo"],
     ["Alt + 1 … 9", "choose a label"],

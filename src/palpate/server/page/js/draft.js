@@ -20,14 +20,15 @@ export function draft(element) {
   panel(
     () => ({
       draft: app.case?.state.draft ?? null, tool: app.tool, job: app.job ?? null, label: labelOf(app.label)?.name, open: Boolean(app.case),
-      volume: app.case?.image.is_volume, range: app.range, unseen: app.unseen.has(DRAFT), shape: app.case?.image.shape, plane: app.plane,
+      learned: app.teaching?.learned?.classes ?? null, beside: app.beside, volume: app.case?.image.is_volume, range: app.range, unseen: app.unseen.has(DRAFT), shape: app.case?.image.shape, plane: app.plane,
     }),
-    ({ draft: one, tool, job, label, open, volume, unseen }) => {
+    ({ draft: one, tool, job, label, open, volume, unseen, learned, beside }) => {
+      const helped = open && learned ? assisted(learned.includes(label) ? label : null, beside) : null;
       const title = h("div", { class: "title" }, h("h2", {}, h("i", { class: "dot draft" }), "Object"), h("span", { class: "spring" }),
         iconButton(unseen ? "hidden" : "eye", `${unseen ? "Show" : "Hide"} the object`, { onclick: () => act.toggleSeen(DRAFT), "data-key": "eye" }));
       if (!one) {
         const hint = open ? HINTS[tool] : "Open a case to begin.";
-        return fill(element, title, h("p", { class: "quiet empty" }, hint));
+        return fill(element, title, h("p", { class: "quiet empty" }, hint), helped);
       }
       return fill(element, title,
         h("dl", { class: "facts" },
@@ -36,6 +37,7 @@ export function draft(element) {
           h("dd", {}, one.prompts.length ? one.predicted_iou.toFixed(2) : "–"),
           h("dt", { title: "of the mask, under small changes of its prompts" }, "Agreement"),
           h("dd", {}, one.agreement === null ? "–" : bar(one.agreement))),
+        helped,
         h("button", { type: "button", class: "main wide", onclick: act.accept, "data-key": "accept", disabled: Boolean(job) },
           h("span", {}, label ? `Accept as ${label}` : "Accept"), h("kbd", {}, "Enter")),
         job ? progress(job, "Propagating") : h("div", { class: "pair" },
@@ -44,6 +46,15 @@ export function draft(element) {
         volume && !job ? range(one) : null);
     },
   );
+}
+
+// Whether the next prompts go in beside what was learned of the chosen label.
+function assisted(name, beside) {
+  const words = name === null ? "nothing was learned of this label" : ["beside what was learned of ", h("b", {}, name)];
+  return h("label", { class: "check", title: "Semi-autonomous: what you draw goes in beside what was learned (L)" },
+    h("input", { type: "checkbox", checked: beside && name !== null, disabled: name === null, "data-key": "beside",
+      onchange: (event) => act.setBeside(event.target.checked) }),
+    h("span", {}, words));
 }
 
 // How far the object is carried.

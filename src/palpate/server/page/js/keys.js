@@ -52,6 +52,7 @@ function plain(event) {
   else if (key === "h") act.toggleOverlay();
   else if (key === "w") act.nextWindow();
   else if (key === "m") act.setFollows(!app.follows);
+  else if (key === "l") act.setBeside(!app.beside);
   else if (key === "r") app.view.resetZoom();
   else if (key === "x") nextPlane();
   else if (key === ",") act.resizeBrush(app.brush > 10 ? -2 : -0.5);

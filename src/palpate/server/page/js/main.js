@@ -39,6 +39,7 @@ async function main() {
   onChange(() => cover(byId("cover")));
   onChange(lookAhead);
   app.follows = localStorage.getItem("palpate.follows") === "yes";
+  app.beside = localStorage.getItem("palpate.beside") === "yes";
   act.onOpened(() => canvas.focus({ preventScroll: true }));
   pointer.listen(canvas, app.view);
   keys.listen(canvas);
