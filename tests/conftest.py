@@ -3,6 +3,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,12 @@ os.environ.setdefault("PALPATE_RUNTIME", "torch")
 # as in a log file.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
+
+# The insides of this jaxtyping are known; with another one the same is checked, and takes longer.
+if version("jaxtyping") == "0.3.11":
+    import quick_checks
+
+    quick_checks.install()
 
 # A shell that starts the tests in the background makes them deaf to Ctrl-C, and with them every command they start;
 # some tests are about Ctrl-C.

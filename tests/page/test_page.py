@@ -42,7 +42,7 @@ def needle(path: Path, affine: np.ndarray, at: Voxel) -> np.ndarray:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page") / "scans"
     folder.mkdir()
-    for name in ("journey", "keys", "preview", "other", "picture", "lost", "window", "undone", "menu"):
+    for name in ("journey", "keys", "preview", "other", "picture", "lost", "window", "undone", "menu", "range"):
         brick(folder / f"{name}.nii.gz")
     canvas = np.full((60, 80, 3), (20, 40, 200), dtype=np.uint8)
     canvas[10:30, 40:70] = (230, 240, 250)
@@ -452,6 +452,19 @@ def test_escape_closes_a_menu_before_it_discards(screen: Screen) -> None:
     assert screen.draft is None
 
 
+@pytest.mark.parametrize("end", ["accept", "discard"])
+def test_how_far_an_object_is_carried_says_nothing_of_the_next(screen: Screen, end: str) -> None:
+    screen.open("range.nii.gz")
+    box_over_the_brick(screen)
+    screen.page.fill('#draft [data-key="first"]', "7")
+    screen.page.uncheck('#draft [data-key="until"]')
+    screen.page.click(f'#draft [data-key="{end}"]')
+    until(lambda: screen.draft is None)
+    box_over_the_brick(screen)
+    assert screen.page.input_value('#draft [data-key="first"]') == ""
+    assert not screen.page.is_checked('#draft [data-key="until"]')
+
+
 def test_the_mask_follows_the_box_while_it_is_dragged(screen: Screen) -> None:
     screen.open("preview.nii.gz")
     plane = screen.state["image"]["plane"]
@@ -494,9 +507,15 @@ def test_colours_of_a_picture_and_of_the_label_on_it(screen: Screen) -> None:
 def test_a_case_that_is_open_elsewhere_can_be_taken_over(window: Callable[..., Screen]) -> None:
     first, second = window(), window()
     first.open("other.nii.gz")
+    second.open("menu.nii.gz")
     second.page.click('#worklist [data-key="other.nii.gz"]')
     second.page.wait_for_selector("#ask[open]")
     assert "open in another window" in second.page.inner_text("#ask")
+    second.page.click("#ask button:has-text('Leave it')")
+    until(lambda: second.state["case"] == "menu.nii.gz")  # what was there before
+    second.idle()
+    second.page.click('#worklist [data-key="other.nii.gz"]')
+    second.page.wait_for_selector("#ask[open]")
     second.page.click("#ask button:has-text('Take it over')")
     until(lambda: second.state["case"] == "other.nii.gz")
     second.idle()

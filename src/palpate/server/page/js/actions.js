@@ -50,6 +50,7 @@ export const orderBy = (order) =>
 
 export async function openCase(id, { takeOver = false } = {}) {
   if (app.opening || (app.case?.id === id && !app.case.lost)) return;
+  const before = app.case?.id;
   app.opening = id;
   app.failed = null;
   app.gesture = null;
@@ -66,7 +67,7 @@ export async function openCase(id, { takeOver = false } = {}) {
     if (error.status === 409 && !takeOver) {
       const yes = await choose("Open elsewhere", error.message, ["Take it over", "Leave it"]);
       if (yes === 0) return openCase(id, { takeOver: true });
-      return undefined;
+      return before && before !== id ? openCase(before) : undefined;
     }
     app.failed = { id, why: error instanceof api.Unreachable ? null : error.message };
     attempt(loadCases); // it may be damaged
@@ -159,12 +160,21 @@ export async function accept() {
   if (app.label === null) await addLabel("label 1");
   const label = labelOf(app.label);
   if (!label) return undefined;
-  await ask("accept", { label: label.value }, () => `accepted as ${label.name}`);
+  if (await ask("accept", { label: label.value }, () => `accepted as ${label.name}`)) nextObject();
   return attempt(loadCases);
 }
 
-export const discard = () =>
-  app.case?.state.draft ? ask("discard", {}, () => "discarded") : say("there is nothing to discard");
+export async function discard() {
+  if (!app.case?.state.draft) return say("there is nothing to discard");
+  if (await ask("discard", {}, () => "discarded")) nextObject();
+  return undefined;
+}
+
+/** Where one object begins and ends says nothing of the next. */
+function nextObject() {
+  app.range = { ...app.range, first: null, last: null };
+  changed();
+}
 
 export async function undo() {
   const { undo: last } = app.case?.state ?? {};
