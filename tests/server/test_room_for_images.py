@@ -150,6 +150,23 @@ class TestSessions:
             sessions.create([("0.png", tmp_path / "c" / "0.png")], tmp_path / "c", uncompress=False)
         assert [sessions.get(one).id for one in kept] == kept
 
+    def test_those_that_are_sent_for_one_answer_count_while_it_is_made(
+        self, sessions: Sessions, tmp_path: Path, now: list[float]
+    ) -> None:
+        save_phantom(tmp_path / "sent.nii.gz", affine_of("ras"))
+        self.begin(sessions, tmp_path, "a")
+        with sessions.passing(tmp_path / "sent.nii.gz"):
+            with pytest.raises(Full, match="leave no room"):
+                self.begin(sessions, tmp_path, "b")
+            with pytest.raises(Full, match="leave no room"), sessions.passing(tmp_path / "sent.nii.gz"):
+                pass
+        kept = self.begin(sessions, tmp_path, "b")
+        now[0] = SPARED_SECONDS + 10
+        sessions.get(kept)
+        with sessions.passing(tmp_path / "sent.nii.gz"):
+            assert sessions.get(kept)
+            assert not (tmp_path / "a").exists()
+
     def test_one_image_may_always_be_sent(self, tmp_path: Path) -> None:
         images = tmp_path / "images"
         images.mkdir()

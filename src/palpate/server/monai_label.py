@@ -169,8 +169,9 @@ def _inference(routes: APIRouter, service: Service) -> None:
             name = file.filename or ""
             stored = folder / f"00000{_suffix(name)}"
             service.store(file, stored)
-            _, sent = open_upload([(name, stored)], folder, uncompress=False, image_bytes=service.image_bytes)
-            return _answer(service, service.desk.session_for(sent), wanted, model, output)
+            with service.sessions.passing(stored):
+                _, sent = open_upload([(name, stored)], folder, uncompress=False, image_bytes=service.image_bytes)
+                return _answer(service, service.desk.session_for(sent), wanted, model, output)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -245,7 +245,8 @@ def _add_image(service: Service, name: str, upload: Upload) -> str:
     try:
         path = folder / f"image{suffix}"
         service.store(upload, path)
-        open_upload([(file_name, path)], folder, uncompress=False, image_bytes=service.image_bytes)
+        with service.sessions.passing(path):
+            open_upload([(file_name, path)], folder, uncompress=False, image_bytes=service.image_bytes)
         try:
             with replacing(target, overwrite=False) as written:
                 shutil.copyfile(path, written)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
@@ -54,7 +55,8 @@ class Sessions:
     """Sessions under names that cannot be guessed; their files lie in `folder`.
 
     There are at most `most`, whose images take at most `most_bytes` together, and each at most `image_bytes`. For a new
-    one that does not fit, those that were not used for a while end, the longest unused first.
+    one that does not fit, those that were not used for a while end, the longest unused first. Images that are sent for
+    one answer take of the same room.
     """
 
     def __init__(
@@ -130,6 +132,25 @@ class Sessions:
             raise
         return session
 
+    @contextmanager
+    def passing(self, file: Path) -> Generator[None]:
+        """Count an image that is sent for one answer to those that are held, for as long as that takes.
+
+        Raises:
+            Full: those that are in use leave no room for it.
+        """
+        name, claimed = secrets.token_urlsafe(18), least_bytes(file)
+        with self._lock:
+            self._reap()
+            for other in self._in_the_way(claimed, counted=False):
+                self._end(other)
+            self._coming[name] = claimed
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._coming[name]
+
     def get(self, name: str, *, used: bool = True) -> Session:
         """The session of that name.
 
@@ -155,8 +176,8 @@ class Sessions:
         with self._lock:
             self._end(name)
 
-    def _in_the_way(self, size: int) -> list[str]:
-        """The sessions that have to end for one more of so many bytes.
+    def _in_the_way(self, size: int, *, counted: bool = True) -> list[str]:
+        """The sessions that have to end for one more of so many bytes, which is to be a session if it is `counted`.
 
         Raises:
             Full: those that may end early are not enough.
@@ -166,13 +187,13 @@ class Sessions:
         total = sum(one.opened.image.array.nbytes for one in self._sessions.values()) + sum(self._coming.values())
         found: list[str] = []
         for one in sorted(self._sessions.values(), key=lambda one: one.used):
-            fits = count < self._most and total + size <= self._most_bytes
+            fits = (not counted or count < self._most) and total + size <= self._most_bytes
             if fits or now - one.used < SPARED_SECONDS:
                 break
             found.append(one.id)
             count -= 1
             total -= one.opened.image.array.nbytes
-        if count >= self._most:
+        if counted and count >= self._most:
             raise Full(f"{self._most} images were sent and are in use; end a session, or try again in some minutes")
         if total and total + size > self._most_bytes:
             raise Full("images that were sent and are in use leave no room; end one, or try again in some minutes")
