@@ -37,8 +37,10 @@ WATCH = """() => {
       if (palpate.state().state.revision === before) requestAnimationFrame(look);
       else requestAnimationFrame(() => {
         const asked = performance.getEntriesByType("resource").filter(
-          (one) => one.startTime >= begun && /(prompts|stroke)$/.test(one.name));
-        waited.push([performance.now() - begun, asked.reduce((sum, one) => sum + one.duration, 0)]);
+          (one) => one.responseEnd >= begun && /(prompts|stroke)$/.test(one.name));
+        // A click asks when the button goes down, just before it goes up.
+        const since = (one) => one.responseEnd - Math.max(one.startTime, begun);
+        waited.push([performance.now() - begun, asked.reduce((sum, one) => sum + since(one), 0)]);
         performance.clearResourceTimings();
       });
     };
