@@ -127,6 +127,7 @@ class Office:
     token: str | None = TOKEN
     upload_bytes: int = 2**26
     intensity: Intensity | None = None
+    finding: FakeFindingRuntime = field(default_factory=FakeFindingRuntime)
 
     def __post_init__(self) -> None:
         self.session = Session(self.make_runtime(), intensity=self.intensity)
@@ -134,8 +135,8 @@ class Office:
         learned = lambda sha256: self.teaching.session(sha256)  # noqa: E731
         self.desk = Desk(self.folder, self.session.sibling, learned=learned, leases=leases)
         self.jobs = Jobs()
-        self.finding = FakeFindingRuntime()
-        load = lambda path, tell: Session(self.finding)  # noqa: E731
+        load = lambda path, tell: Session(self.findings.get(path.name, self.finding))  # noqa: E731
+        self.findings: dict[str, FakeFindingRuntime] = {}  # of files that another one is loaded from
         self.teaching = Teaching(self.desk, self.desk.state / "learned", self.jobs, load=load)
         self.app = make_app(
             self.desk, self.jobs, self.teaching, self.session, token=self.token, upload_bytes=self.upload_bytes

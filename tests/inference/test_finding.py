@@ -256,6 +256,14 @@ class TestOneClass:
         everything = Target((Box(0, 0, 63, 63),), name="dim")
         assert np.array_equal(session.find_one(everything).mask, DIM | BRIGHT)
 
+    def test_its_name_is_taken_exactly_where_another_is_like_it(self) -> None:
+        session = Session(FakeFindingRuntime(classes=(LearnedClass("Liver", 1), LearnedClass("liver", 4))))
+        session.set_image(Image(BOTH))
+        for name, label in (("Liver", 1), ("liver", 4)):
+            assert session.find_one(Target((Box(0, 0, 63, 63),), name=name)).objects[0].label == label
+        with pytest.raises(PromptError, match="'LIVER'"):
+            session.find_one(Target((Box(0, 0, 63, 63),), name="LIVER"))
+
     def test_masks_of_several_targets_are_those_of_each(self, session: Session, runtime: FakeFindingRuntime) -> None:
         session.set_image(volume((self.BODY, 255)))
         drawn = [

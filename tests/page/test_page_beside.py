@@ -83,6 +83,7 @@ def test_prompts_go_in_beside_what_was_learned_where_one_says_so(
     assert screen.draft["voxels"] == bright
     assert page.inner_text("#said") == f"box on axial, beside what was learned of object: {bright} voxels"
     until(lambda: screen.draft["agreement"] == 1)
+    assert "learned object" in page.inner_text("#draft .facts")
     screen.press("l")
     assert not page.is_checked(box)
     screen.drag("axial", *square(screen))
@@ -103,7 +104,7 @@ def test_prompts_go_in_beside_what_was_learned_where_one_says_so(
     page.click('#labels [data-key="new"]')
     page.fill("#labels input.name", "vessel")
     page.keyboard.press("Enter")
-    until(lambda: "nothing was learned of this label" in page.inner_text("#draft"))
+    until(lambda: "nothing was learned of a label of this name" in page.inner_text("#draft"))
     assert page.is_disabled(box)
     screen.drag("axial", *square(screen))
     assert screen.draft["voxels"] == whole

@@ -5,7 +5,9 @@ fifths (`FakeFindingRuntime`).
 """
 
 import json
+import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import numpy as np
 import pytest
 
 from desks import Office, Window
+from fake_runtime import FakeFindingRuntime
 from palpate.errors import InputError
 from palpate.inference.session import Session
+from palpate.models.promptable import LearnedClass
 from palpate.server.opened import OpenImage
 from palpate.server.record import learned_in, map_hash, record_of, replayed
 
@@ -117,16 +121,55 @@ def test_a_class_that_was_not_learned_is_refused_and_nothing_changes(office: Off
         assert window.catch_up()["draft"] is None
 
 
-def test_what_was_learned_anew_is_what_the_next_prompt_goes_in_beside(office: Office) -> None:
+def test_what_was_learned_anew_is_what_the_next_prompt_goes_in_beside_and_what_was_drawn_stays(
+    office: Office,
+) -> None:
     office.learn("bright")
+    # The second time `bright` is learned as what is above one quarter.
+    classes = (LearnedClass("bright", 4), LearnedClass("dim", 1))
+    office.findings["learned-2.safetensors"] = FakeFindingRuntime(classes=classes)
     window = office.open(CASE)
     drawn(window, **LEARNED)
     office.learn("bright", "dim")
-    window.do("prompts", prompt=box(2, **LEARNED))
+    assert window.carry(FIRST, LAST)["draft"]["voxels"] == (LAST - FIRST + 1) * BRIGHT
+    assert window.do("prompts", prompt=box(2, **LEARNED))["draft"]["voxels"] == GREY + (LAST - FIRST + 1) * BRIGHT
     draft = office.desk.annotation(CASE).draft
     assert draft is not None
     steps = [step.learned.file for step in draft.steps]  # type: ignore[union-attr]
-    assert steps == ["learned-1.safetensors", "learned-2.safetensors"]
+    assert steps == ["learned-1.safetensors", "learned-1.safetensors", "learned-2.safetensors"]
+    # Where files have gone and come back, too, and in another process.
+    window.do("undo")
+    window.do("undo")
+    office.closed()
+    again = Office(office.folder)
+    again.findings = office.findings
+    try:
+        assert again.open(CASE).carry(FIRST, LAST)["draft"]["voxels"] == (LAST - FIRST + 1) * BRIGHT
+    finally:
+        again.closed()
+
+
+def test_nobody_waits_for_what_was_learned_to_be_read(office: Office) -> None:
+    office.learn("bright")
+    window = office.open(CASE)
+    drawn(window)
+    read, asked = threading.Event(), threading.Event()
+
+    def slow(path: Path, tell: Any) -> Session:
+        asked.set()
+        assert read.wait(30)
+        return Session(office.finding)
+
+    office.teaching._load = slow  # pyright: ignore[reportPrivateUsage]
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(window.post, "preview", prompt=box(2, **LEARNED))
+        try:
+            assert asked.wait(30)
+            assert window.post("preview", prompt=box(4)).status_code == 200
+            assert window.do("undo")["draft"] is None
+        finally:
+            read.set()
+        assert waiting.result().status_code == 200
 
 
 def test_it_is_the_same_after_a_restart(office: Office) -> None:
@@ -153,7 +196,8 @@ def test_what_was_learned_and_is_gone_is_told_and_nothing_changes(office: Office
         answer = window.post("propagate", plane="axial", first=0, last=5, revision=window.state["revision"])
         job = window.wait(answer.json()["job"])
         assert job["status"] == "failed"
-        assert "put the file back" in job["detail"]
+        assert "put it back" in job["detail"]
+        assert str(office.folder) not in job["detail"]
         assert window.catch_up()["draft"]["voxels"] == BRIGHT
     finally:
         again.closed()

@@ -20,7 +20,9 @@ from palpate.images import Image, read
 from palpate.images.geometry import affine_from_spacing
 from palpate.images.intensity import intensity_for, to_uint8
 from palpate.inference.session import Session
+from palpate.models.promptable import LearnedClass
 from palpate.prompts import Box, Target
+from palpate.server import teaching
 from palpate.server.jobs import Busy, Job, Jobs
 from palpate.server.taught_cases import write_cases, write_image
 from palpate.server.teaching import ENOUGH, LEAST, Teaching
@@ -321,6 +323,67 @@ QUICK = ("--moves", "0", "--threads", "1", "--batch", "1")
 @pytest.mark.weights
 @pytest.mark.slow
 @pytest.mark.usefixtures("weights")
+class TestALesson:
+    """The process is stood for by one that writes a file at once."""
+
+    @pytest.fixture(autouse=True)
+    def process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def carried_out(arguments: Sequence[str], result: Path, report: object) -> None:
+            result.write_bytes(result.name.encode())
+            result.with_suffix(".run").mkdir(exist_ok=True)
+
+        monkeypatch.setattr(teaching, "_carried_out", carried_out)
+
+    def test_it_knows_the_classes_of_the_file_and_tells_which_are_not_in_it(self, tmp_path: Path, jobs: Jobs) -> None:
+        desk = pictures(tmp_path, finished=3)
+        desk.drawn["p0"][0, :9] = 7
+        learning = Teaching(desk, tmp_path / "teaching", jobs, load=lambda path, tell: knowing("large one"))
+        job = jobs.wait(learning.teach().id, 30)
+        assert job.detail == "learned large one from 3 cases; nothing of a|b=c, which only cases held out show"
+        assert learning.beside("large one").file == "learned-1.safetensors"
+        with pytest.raises(InputError, match="only of large one"):
+            learning.beside("a|b=c")
+
+    def test_what_cannot_be_used_is_not_offered_and_the_lesson_before_stays(self, tmp_path: Path, jobs: Jobs) -> None:
+        def load(path: Path, tell: object) -> Session:
+            if path.stem == "learned-2":
+                raise FormatError("it cannot be made ready")
+            return knowing("large one")
+
+        learning = Teaching(pictures(tmp_path, finished=3), tmp_path / "teaching", jobs, load=load)
+        assert jobs.wait(learning.teach().id, 30).status == "finished"
+        job = jobs.wait(learning.teach().id, 30)
+        assert (job.status, job.detail) == ("failed", "it cannot be made ready")
+        assert learning.beside("large one").file == "learned-1.safetensors"
+
+    def test_while_it_is_made_ready_one_draws_beside_the_one_before(self, tmp_path: Path, jobs: Jobs) -> None:
+        asked, read = threading.Event(), threading.Event()
+
+        def load(path: Path, tell: object) -> Session:
+            if path.stem == "learned-2":
+                asked.set()
+                assert read.wait(30)
+            return knowing("large one")
+
+        learning = Teaching(pictures(tmp_path, finished=3), tmp_path / "teaching", jobs, load=load)
+        assert jobs.wait(learning.teach().id, 30).status == "finished"
+        job = learning.teach()
+        try:
+            assert asked.wait(30)
+            before = learning.beside("large one")
+            assert before.file == "learned-1.safetensors"
+            learning.session(before.sha256)
+        finally:
+            read.set()
+        assert jobs.wait(job.id, 30).status == "finished"
+        assert learning.beside("large one").file == "learned-2.safetensors"
+
+
+def knowing(*classes: str) -> Session:
+    """A session on what was learned of some classes."""
+    return Session(FakeFindingRuntime(classes=tuple(LearnedClass(name, i) for i, name in enumerate(classes, 1))))
+
+
 class TestTheWholeWay:
     """With the real weights and the real command, in a few steps: what is learned is not worth much."""
 

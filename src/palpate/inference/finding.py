@@ -104,8 +104,8 @@ class Finding:
 def by_class(targets: Sequence[Target], classes: Sequence[LearnedClass]) -> dict[int, list[Target]]:
     """What was drawn, by the number of the class that it belongs to, under the class's own label and name.
 
-    A target's name decides, in any case of letters; without a name it is the label, and where there is only one class
-    an unnamed target means that.
+    A target's name decides, in any case of letters where that leaves one class; without a name it is the label, and
+    where there is only one class an unnamed target means that.
 
     Raises:
         PromptError: no class of that name or label.
@@ -113,13 +113,13 @@ def by_class(targets: Sequence[Target], classes: Sequence[LearnedClass]) -> dict
     known = ", ".join(f"{one.name} (label {one.value})" for one in classes)
     sorted_out: dict[int, list[Target]] = {}
     for target in targets:
-        called = target.name.strip().casefold()
-        fitting = [
-            i
-            for i, one in enumerate(classes)
-            if (called == one.name.casefold() if called else target.label == one.value or len(classes) == 1)
-        ]
-        if not fitting:
+        called = target.name.strip()
+        if called:
+            fitting = [i for i, one in enumerate(classes) if one.name == called]
+            fitting = fitting or [i for i, one in enumerate(classes) if one.name.casefold() == called.casefold()]
+        else:
+            fitting = [i for i, one in enumerate(classes) if target.label == one.value or len(classes) == 1]
+        if len(fitting) != 1:
             what = f"the name {target.name!r}" if called else f"label {target.label}"
             raise PromptError(f"{what} is none of what was learned: {known}; say which one the prompt is for")
         if target.z_range is not None:
@@ -238,7 +238,7 @@ def notes_on(findings: Sequence[Finding], labels: Shaped[np.ndarray, "..."]) -> 
             notes.append(
                 f"{name} is not there ({sure})" if finding.probability < 0.5 else f"{name} has no pixels ({sure})"
             )
-        elif not (labels == finding.wanted.value).any():
+        elif not any((labels[z] == finding.wanted.value).any() for z in finding.masks):
             notes.append(f"{name} was found, but every pixel of it belongs more surely to another class ({sure})")
         elif finding.targets and finding.probability < 0.5:
             notes.append(f"{name} was drawn, though the model doubts that it is there ({sure})")

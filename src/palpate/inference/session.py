@@ -516,10 +516,9 @@ class Session:
         followed = carry and scene.axis is not None
         objects: list[SegmentedObject] = []
         for finding in findings:
-            mask = labels == finding.wanted.value
-            voxels = int(mask.sum())
-            # Not the slices of its own mask: other classes may have taken all of it at an end.
-            touched = np.flatnonzero(mask.any(axis=(1, 2)))
+            # Other classes may have taken all of its own mask on a slice, and it is nowhere else.
+            counts = {z: int((labels[z] == finding.wanted.value).sum()) for z in sorted(finding.masks)}
+            voxels, touched = sum(counts.values()), [z for z, count in counts.items() if count]
             objects.append(
                 SegmentedObject(
                     label=finding.wanted.value,
@@ -527,7 +526,7 @@ class Session:
                     predicted_iou=finding.predicted_iou,
                     voxels=voxels,
                     volume_ml=scene.volume_ml(voxels),
-                    slices=(int(touched[0]), int(touched[-1])) if len(touched) and scene.axis is not None else None,
+                    slices=(touched[0], touched[-1]) if touched and scene.axis is not None else None,
                     targets=finding.targets,
                     object_probability=finding.probability,
                 )

@@ -134,7 +134,12 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         return annotation
 
     def beside(name: str | None) -> Beside | None:
-        return None if name is None else teaching.beside(name)
+        """What a prompt goes in beside. It is read here, which may take seconds: nobody has to wait behind a lock."""
+        if name is None:
+            return None
+        learned = teaching.beside(name)
+        teaching.ready(learned.sha256)
+        return learned
 
     def state(annotation: Annotation) -> dict[str, Any]:
         carried = jobs.running("propagate", case=annotation.case)
@@ -228,8 +233,9 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
     @api.post("/cases/{case}/prompts")
     def _prompt(annotation: Annotated[Annotation, Depends(changing)], asked: _Prompting) -> dict[str, Any]:
         axis, target = target_of(asked.prompt, annotation.opened.grid)
+        learned = beside(asked.prompt.learned)
         with annotation.lock:
-            annotation.prompt(axis, target, window=asked.prompt.window, learned=beside(asked.prompt.learned))
+            annotation.prompt(axis, target, window=asked.prompt.window, learned=learned)
             notes = annotation.draft.notes if annotation.draft is not None else ()
             return changed(annotation, asked.revision, notes)
 
@@ -256,8 +262,8 @@ def router(desk: Desk, jobs: Jobs, teaching: Teaching, about: About) -> APIRoute
         number = grid.shape[ras_axis] - 1 - asked.slice if grid.flipped[ras_axis] else asked.slice
         if jobs.running("propagate", case=annotation.case):
             return  # which would be waited for
+        learned = beside(asked.learned)
         with annotation.opened.lock:
-            learned = beside(asked.learned)
             session = annotation.opened.session(
                 None if grid.picture else axis, asked.window, None if learned is None else learned.sha256
             )

@@ -31,6 +31,7 @@ from jaxtyping import UInt8
 from palpate.errors import InputError, OutputError, PalpateError
 from palpate.images.formats import replacing
 from palpate.inference.embedding_cache import EmbeddingCache
+from palpate.inference.runtimes import FindingRuntime
 from palpate.inference.segmentation import Segmentation
 from palpate.inference.session import Session
 from palpate.server.draft import Beside
@@ -156,7 +157,8 @@ class Teaching:
         self._steps, self._options = steps, tuple(options)
         self._runtime, self._precision = runtime, precision
         self._load = load or self._loaded
-        self._loading = threading.Lock()
+        self._lock = threading.Lock()
+        self._turns: dict[str, threading.Lock] = {}
         self._sessions: dict[str, Session] = {}
         self._hashes: dict[tuple[Path, int], str] = {}
 
@@ -193,27 +195,42 @@ class Teaching:
             )
         return Beside(name, learned.path.name, learned.sha256)
 
+    def ready(self, sha256: str) -> None:
+        """Read what was learned, unless it is in memory; raises what `session` does."""
+        self._opened(sha256, lambda _: None)
+
     def session(self, sha256: str, *, tell: Callable[[str], None] | None = None) -> Session:
         """A new session on what was learned, by the SHA-256 of its file; the model is read where it was not yet.
 
         Raises:
             InputError: no such file is kept here.
         """
-        with self._loading:
-            session = self._sessions.pop(sha256, None)
-            if session is None:
-                found = (self._record(number) for number in sorted(self._numbers(), reverse=True))
-                path = next((one.path for one in found if one is not None and one.sha256 == sha256), None)
-                if path is None:
-                    raise InputError(
-                        f"the learned prompts that this was drawn beside (SHA-256 {sha256[:12]}) are not in "
-                        f"{self._folder} any more; put the file back, or undo the object and draw it anew"
-                    )
-                session = self._load(path, tell or (lambda _: None))
-            self._sessions[sha256] = session  # those used last, at the end
-            for other in list(self._sessions)[:-_KEPT]:
-                del self._sessions[other]
-            return session.sibling(memory_bytes=SESSION_BYTES)
+        return self._opened(sha256, tell or (lambda _: None)).sibling(memory_bytes=SESSION_BYTES)
+
+    def _opened(self, sha256: str, tell: Callable[[str], None], path: Path | None = None) -> Session:
+        """The session on a file (None: one that was kept) which others are siblings of."""
+        with self._lock:
+            turn = self._turns.setdefault(sha256, threading.Lock())
+        with turn:  # whoever asks for another one does not wait until this is read
+            with self._lock:
+                session = self._sessions.pop(sha256, None)
+            session = session or self._load(path or self._kept(sha256), tell)
+            with self._lock:
+                self._sessions[sha256] = session  # those used last, at the end
+                for other in list(self._sessions)[:-_KEPT]:
+                    del self._sessions[other]
+            return session
+
+    def _kept(self, sha256: str) -> Path:
+        for number in sorted(self._numbers(), reverse=True):
+            learned = self._record(number)
+            if learned is not None and learned.sha256 == sha256:
+                return learned.path
+        raise InputError(
+            f"the learned prompts that this was drawn beside are gone (SHA-256 {sha256[:12]}): a file "
+            "learned-....safetensors, or the .json of its name, is missing in the folder `learned` of what the server "
+            "keeps; put it back, or undo the object and draw it anew"
+        )
 
     def teach(self) -> Job:
         """Learn from the cases that are finished now, in the background.
@@ -260,11 +277,15 @@ class Teaching:
         arguments += [] if self._steps is None else ["--steps", str(self._steps)]
         arguments += ["--held-out", str(HELD_OUT)] if len(cases) >= MEASURED_FROM else []
         _carried_out([*arguments, *self._options], path, report)
-        learned = self._keep(number, cases, tuple(names.values()))
+        # It is not offered before it can be used: whoever draws meanwhile does so beside what was learned before.
         report.progress(0, 0, "making it ready")
-        self.session(learned.sha256, tell=report.say)
+        runtime = self._opened(self._hash(path), report.say, path).runtime
+        assert isinstance(runtime, FindingRuntime)
+        learned = self._keep(number, cases, tuple(one.name for one in runtime.classes))
         measured = "" if learned.val_dice is None else f"; Dice {learned.val_dice:.2f} on those held out"
-        return f"learned {', '.join(learned.classes)} from {len(cases)} cases{measured}"
+        absent = [name for name in names.values() if name not in learned.classes]
+        nothing = f"; nothing of {', '.join(absent)}, which only cases held out show" if absent else ""
+        return f"learned {', '.join(learned.classes)} from {len(cases)} cases{measured}{nothing}"
 
     def _keep(self, number: int, cases: Sequence[str], classes: tuple[str, ...]) -> Learned:
         path = self._path(number)

@@ -18,7 +18,8 @@ export function lookAhead() {
   if (!one || !view?.shown || !TOOLS.includes(tool) || app.server !== "there") return;
   const slice = view.crosshair[PLANES[plane].depth];
   const look = lookedAt();
-  const key = JSON.stringify([one.id, one.lease, plane, slice, look]);
+  const lesson = look.learned && app.teaching.learned.made_at;
+  const key = JSON.stringify([one.id, one.lease, plane, slice, look, lesson]);
   if (key === wanted) return;
   // Another window is another look at the whole volume: not while it is still being dragged.
   const rest = look.window === lastWindow ? REST_MS : WINDOW_REST_MS;

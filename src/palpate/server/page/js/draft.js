@@ -36,7 +36,8 @@ export function draft(element) {
           h("dt", { title: "how well the model thinks that the mask fits (intersection over union)" }, "Predicted IoU"),
           h("dd", {}, one.prompts.length ? one.predicted_iou.toFixed(2) : "–"),
           h("dt", { title: "of the mask, under small changes of its prompts" }, "Agreement"),
-          h("dd", {}, one.agreement === null ? "–" : bar(one.agreement))),
+          h("dd", {}, one.agreement === null ? "–" : bar(one.agreement)),
+          one.learned ? [h("dt", { title: "of the last prompt, which Propagate follows" }, "Drawn beside"), h("dd", {}, `learned ${one.learned}`)] : null),
         helped,
         h("button", { type: "button", class: "main wide", onclick: act.accept, "data-key": "accept", disabled: Boolean(job) },
           h("span", {}, label ? `Accept as ${label}` : "Accept"), h("kbd", {}, "Enter")),
@@ -50,8 +51,8 @@ export function draft(element) {
 
 // Whether the next prompts go in beside what was learned of the chosen label.
 function assisted(name, beside) {
-  const words = name === null ? "nothing was learned of this label" : ["beside what was learned of ", h("b", {}, name)];
-  return h("label", { class: "check", title: "Semi-autonomous: what you draw goes in beside what was learned (L)" },
+  const words = name === null ? "nothing was learned of a label of this name" : ["draw beside what was learned of ", h("b", {}, name)];
+  return h("label", { class: "check", title: "Semi-autonomous: what you draw next goes in beside what was learned (L)" },
     h("input", { type: "checkbox", checked: beside && name !== null, disabled: name === null, "data-key": "beside",
       onchange: (event) => act.setBeside(event.target.checked) }),
     h("span", {}, words));
