@@ -1,5 +1,6 @@
 """The page of `palpate serve` in a browser: what a radiologist does, and where it lands."""
 
+import io
 from collections.abc import Callable, Generator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -42,7 +43,7 @@ def needle(path: Path, affine: np.ndarray, at: Voxel) -> np.ndarray:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page") / "scans"
     folder.mkdir()
-    for name in ("journey", "keys", "preview", "other", "picture", "lost", "window", "undone", "menu", "range"):
+    for name in ("journey", "keys", "preview", "other", "picture", "lost", "window", "undone", "menu"):
         brick(folder / f"{name}.nii.gz")
     canvas = np.full((60, 80, 3), (20, 40, 200), dtype=np.uint8)
     canvas[10:30, 40:70] = (230, 240, 250)
@@ -76,7 +77,7 @@ def on(plane: str, voxel: Voxel, at: int) -> Voxel:
     return moved[0], moved[1], moved[2]
 
 
-def box_over_the_brick(screen: Screen) -> str:
+def box_over_the_brick(screen: Screen, *, wait: bool = True) -> str:
     """Drag a box a little larger than the brick on its middle slice; the plane it was drawn on."""
     plane = screen.state["image"]["plane"]
     axis = PLANES[plane]
@@ -84,7 +85,9 @@ def box_over_the_brick(screen: Screen) -> str:
     screen.show(on(plane, LOW, middle))
     first = on(plane, (LOW[0] - 2, LOW[1] - 2, LOW[2] - 2), middle)
     last = on(plane, (HIGH[0] + 2, HIGH[1] + 2, HIGH[2] + 2), middle)
-    screen.drag(plane, first, last)
+    screen.drag(plane, first, last, release=wait)
+    if not wait:
+        screen.page.mouse.up()
     return plane
 
 
@@ -454,7 +457,7 @@ def test_escape_closes_a_menu_before_it_discards(screen: Screen) -> None:
 
 @pytest.mark.parametrize("end", ["accept", "discard"])
 def test_how_far_an_object_is_carried_says_nothing_of_the_next(screen: Screen, end: str) -> None:
-    screen.open("range.nii.gz")
+    screen.open("menu.nii.gz")
     box_over_the_brick(screen)
     screen.page.fill('#draft [data-key="first"]', "7")
     screen.page.uncheck('#draft [data-key="until"]')
@@ -463,6 +466,36 @@ def test_how_far_an_object_is_carried_says_nothing_of_the_next(screen: Screen, e
     box_over_the_brick(screen)
     assert screen.page.input_value('#draft [data-key="first"]') == ""
     assert not screen.page.is_checked('#draft [data-key="until"]')
+
+
+def test_a_box_stays_and_words_say_why_until_it_is_answered(screen: Screen, office: Office) -> None:
+    screen.open("menu.nii.gz")
+    screen.press("Escape")  # whatever another test drew
+    with office.desk.annotation("menu.nii.gz").opened.lock:  # as somebody does whose question takes long
+        plane = box_over_the_brick(screen, wait=False)
+        until(lambda: "looking at this slice" in screen.page.inner_text("#said"))
+        axis = PLANES[plane]
+        corner = on(plane, (LOW[0] - 2, LOW[1] - 2, LOW[2] - 2), (LOW[axis] + HIGH[axis]) // 2)
+        x, y = screen.page.evaluate(f"palpate.screenOf({plane!r}, {list(corner)})")
+        pixels = np.asarray(Picture.open(io.BytesIO(screen.page.screenshot())).convert("RGB")).astype(int)
+        around = pixels[round(y) - 12 : round(y) + 13, round(x) - 12 : round(x) + 13].reshape(-1, 3)
+        assert (np.abs(around - (255, 216, 77)).max(axis=1) < 60).any()  # the colour of prompts
+    screen.idle()
+    assert "voxels" in screen.page.inner_text("#said")
+    # The other planes go through what was drawn.
+    middle = [(low + high) // 2 for low, high in zip(LOW, HIGH, strict=True)]
+    assert screen.state["crosshair"] == middle
+
+
+def test_keys_tell_of_the_slice_that_they_go_to(screen: Screen) -> None:
+    screen.open("menu.nii.gz")
+    plane = screen.state["image"]["plane"]
+    inside = tuple((low + high) // 2 for low, high in zip(LOW, HIGH, strict=True))
+    screen.show(inside)
+    screen.page.mouse.move(*screen.place(plane, inside))
+    until(lambda: "200" in screen.page.inner_text("#place"))
+    screen.press(*["PageDown"] * (inside[PLANES[plane]] - LOW[PLANES[plane]] + 2))
+    until(lambda: "value 0" in screen.page.inner_text("#place"))
 
 
 def test_the_mask_follows_the_box_while_it_is_dragged(screen: Screen) -> None:

@@ -64,7 +64,8 @@ def serve(
         Path | None, typer.Option(metavar="FOLDER", help="Where annotations are kept (default: FOLDER/.palpate).")
     ] = None,
     token: Annotated[
-        str | None, typer.Option(help="What a client must say to be let in (default: drawn anew at each start).")
+        str | None,
+        typer.Option(help="What a client must say to be let in, 8 signs at least (default: drawn anew at each start)."),
     ] = None,
     no_token: Annotated[
         bool, typer.Option("--no-token", help="Let every program of this machine in; only on 127.0.0.1.")

@@ -7,6 +7,7 @@ import { choose } from "./dialogs.js";
 import { PLANES } from "./planes.js";
 
 const QUICK_MS = 150; // a mask that takes longer does not follow the hand
+const SLOW_MS = 500; // who waits for longer wants to know what for
 const REST_MS = 400; // the agreement is asked for when nothing happened for so long
 const POLL_MS = 300;
 
@@ -151,9 +152,19 @@ function ask(verb, body, told) {
   });
 }
 
-export const prompt = (what) =>
-  ask("prompts", { prompt: { ...what, ...lookedAt() } }, (state) =>
-    `${what.kind} on ${what.plane}${state.draft?.learned ? `, beside what was learned of ${state.draft.learned}` : ""}: ${state.draft ? `${state.draft.voxels.toLocaleString("en")} voxels` : "nothing found"}`);
+export async function prompt(what) {
+  const look = lookedAt();
+  app.asked = what;
+  const slow = setTimeout(() => say(look.learned ? "looking at this slice, beside what was learned …" : "looking at this slice …"), SLOW_MS);
+  const state = await ask("prompts", { prompt: { ...what, ...look } }, promptTold(what));
+  clearTimeout(slow);
+  if (app.asked === what) app.asked = null;
+  changed();
+  return state;
+}
+
+const promptTold = (what) => (state) =>
+    `${what.kind} on ${what.plane}${state.draft?.learned ? `, beside what was learned of ${state.draft.learned}` : ""}: ${state.draft ? `${state.draft.voxels.toLocaleString("en")} voxels` : "nothing found"}`;
 
 export async function accept() {
   if (!app.case?.state.draft) return say("there is nothing to accept; draw a box first");
@@ -333,7 +344,8 @@ export const save = (kind, { all }) =>
     const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-    say(`saved ${name}`, "good");
+    const beside = !all && app.case?.state.draft ? "; the object that is being drawn is not in it, as it was not accepted" : "";
+    say(`saved ${name}${beside}`, "good");
   });
 
 // ---------------------------------------------------------------- labels

@@ -24,6 +24,7 @@ export const app = {
   beside: false, // whether prompts go in beside what was learned of the chosen label
   missing: null, // why there is no viewer
   gesture: null, // what is being drawn: {tool, plane, from, to} or {tool, plane, path}
+  asked: null, // the prompt that is being answered, as the server is asked
   hover: null, // the voxel under the pointer
   range: { first: null, last: null, untilEnd: true },
   teaching: null,

@@ -95,6 +95,7 @@ function go([right, down], tile, by) {
   const voxel = [...app.view.crosshair];
   voxel[across] += right * by * Math.sign(tile.rightwards);
   voxel[up] += down * by * Math.sign(tile.downwards);
+  app.hover = null; // what is told is of the crosshair now
   act.moveTo(voxel);
   if (app.gesture) extend(app.view.crosshair);
 }
@@ -104,6 +105,7 @@ function turn(by) {
   const { depth } = PLANES[app.plane];
   const voxel = [...app.view.crosshair];
   voxel[depth] = Math.min(Math.max(voxel[depth] + by, 0), app.view.shape[depth] - 1);
+  app.hover = null;
   act.moveTo(voxel);
 }
 

@@ -38,6 +38,7 @@ export class Marks {
       pen.clip();
       this.#crosshair(pen, tile);
       if (app.overlay) for (const one of app.case.state.draft?.prompts ?? []) this.#prompt(pen, tile, one);
+      if (app.overlay && app.asked) this.#prompt(pen, tile, app.asked);
       if (app.gesture) this.#gesture(pen, tile, app.gesture);
       this.#brush(pen, tile);
       pen.restore();

@@ -53,7 +53,12 @@ export function listen(canvas, view) {
   });
 
   canvas.addEventListener("pointerup", () => {
-    if (drag?.kind === "draw") end();
+    if (drag?.kind === "draw") {
+      const { gesture } = app;
+      end();
+      // So that the other planes go through what was drawn, and not along its border.
+      if (gesture?.tool === "box") moveTo(gesture.from.map((index, axis) => Math.floor((index + gesture.to[axis]) / 2)));
+    }
     drag = null;
   });
 

@@ -17,7 +17,7 @@ export function teaching(element) {
         h("div", { class: "title" }, h("h2", {}, "Teach"), h("span", { class: "quiet" }, `${finished} of ${enough} cases finished`)),
         h("div", { class: "progress thin", "aria-hidden": "true" }, h("i", { share: `${Math.min(100, Math.round((100 * finished) / enough))}%` })),
         learned
-          ? h("p", { class: "quiet" }, `Learned from ${learned.cases} cases`, learned.val_dice == null ? "" : `, Dice ${learned.val_dice.toFixed(2)} on those held out`, rest ? `. ${rest} are untouched.` : ".")
+          ? h("p", { class: "quiet" }, `Learned from ${learned.cases} cases`, learned.val_dice == null ? "" : `, Dice ${learned.val_dice.toFixed(2)} on those held out`, rest ? `. ${rest} ${rest === 1 ? "is" : "are"} untouched.` : ".")
           : h("p", { class: "quiet" }, finished < enough ? "Finish some cases, and the page can guess the rest." : "There is enough to learn from."),
         running
           ? progress(job, job.kind === "teach" ? "Learning" : "Guessing")
