@@ -19,10 +19,13 @@ from typing import Any
 from unittest.mock import patch
 
 import jaxtyping
-from beartype.roar import BeartypeCallHintViolation
-from jaxtyping import AbstractArray, _decorator, _import_hook, _storage
+from beartype import BeartypeConf, beartype
+from jaxtyping import AbstractArray, TypeCheckError, _decorator, _import_hook, _storage
 
 as_jaxtyping_does = _decorator.jaxtyped
+
+refusing = beartype(conf=BeartypeConf(violation_type=TypeCheckError))
+"""What is refused is a TypeError, as jaxtyping has it: some of our code catches those."""
 
 
 def install() -> None:
@@ -41,7 +44,7 @@ def checked(thing: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     same = FunctionType(thing.__code__, thing.__globals__, thing.__name__, thing.__defaults__, thing.__closure__)
     same.__kwdefaults__, same.__qualname__, same.__module__ = thing.__kwdefaults__, thing.__qualname__, thing.__module__
     same.__annotations__ = {name: understood(each, thing) for name, each in thing.__annotations__.items()}
-    alone = typechecker(same)
+    alone = refusing(same)  # by beartype, which is what scripts/test names
     if not any(has_array(each) for each in same.__annotations__.values()):
         return functools.update_wrapper(alone, thing)
 
@@ -50,7 +53,7 @@ def checked(thing: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
         known = _storage.push_shape_memo({})
         try:
             return alone(*args, **kwargs)
-        except BeartypeCallHintViolation as error:
+        except TypeCheckError as error:
             error.add_note(_storage.shape_str(known))
             raise
         finally:

@@ -81,7 +81,7 @@ def test_what_is_wrong_is_refused(
     check: Check, function: Callable[..., object], arguments: tuple[object, ...], named: dict[str, object]
 ) -> None:
     right = check(function)
-    with pytest.raises(Exception, match=r"violates type hint|Type-check error"):
+    with pytest.raises(TypeError, match=r"violates type hint|Type-check error"):
         right(*arguments, **named)
 
 

@@ -532,7 +532,7 @@ def test_slices_lie_along_the_axis_of_acquisition(
     work = Work(opener)
     work.set_image(image, {} if spacing is None else {"spacing": spacing})
     work.point(tuple(extent // 2 for extent in shape), include=True, run=True)
-    assert [along for along, _ in opener.opened[0]._sessions] == [axis]  # pyright: ignore[reportPrivateUsage]
+    assert [along for along, *_ in opener.opened[0]._sessions] == [axis]  # pyright: ignore[reportPrivateUsage]
 
 
 def test_values_of_ct_are_shown_in_its_window() -> None:
