@@ -42,6 +42,8 @@ ROWS = {
     # of no paper: the last row, with boxes that go in or out in proportion to their size
     "adaptive": ("", "swin-training-adaptive"),
 }
+LEFT_OUT = ["acdc_cardiac_mr", "ccaus_carotid_us", "curvas_abdomen_ct", "kvasir_seg_polyp", "spider_lumbar_mr_2d"]
+"""Data sets that `half-unseen` does not learn from."""
 PLAN = Plan(
     protocols=(protocol("standard"), protocol("expansion", [0.15]), protocol("shrink", [0.15])),
     objects=2,
@@ -51,12 +53,17 @@ PLAN = Plan(
 )
 
 
-STUDENTS = {
-    # whose encoder learns in stage 1, and what it starts from
-    "swin": ("swin-lite-medsam-no-skip-no-points-no-scribble", "random"),
-    "small": ("swin-lite-medsam-small-no-skip-no-points-no-scribble", "random"),
-    "mini": ("swin-lite-medsam-mini-no-skip-no-points-no-scribble", "random"),
-    "half": ("lite-medsam-half", "teacher"),
+STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # whose encoder learns in stage 1, and what of the recipe is its own
+    "swin": ("swin-lite-medsam-no-skip-no-points-no-scribble", {"start": "random", "optimiser.rate": 1e-3}),
+    "small": ("swin-lite-medsam-small-no-skip-no-points-no-scribble", {"start": "random", "optimiser.rate": 1e-3}),
+    "mini": ("swin-lite-medsam-mini-no-skip-no-points-no-scribble", {"start": "random", "optimiser.rate": 1e-3}),
+    "half": ("lite-medsam-half", {"start": "teacher"}),
+    # controls of `half`: the teacher itself, taught alike; and with nothing but its batch statistics taken anew
+    "whole": ("lite-medsam", {"start": "released"}),
+    "statistics": ("lite-medsam", {"start": "released", "epochs": 1, "steps": 1, "optimiser.rate": 1e-12}),
+    # and `half` on data sets that it never saw
+    "half-unseen": ("lite-medsam-half", {"start": "teacher", "data.leave_out": LEFT_OUT}),
 }
 
 
@@ -72,10 +79,8 @@ def taught(out: Path, encoder: str) -> Path:
 
 def learn(encoder: str, data: Path, out: Path, changes: dict[str, Any]) -> str:
     """Stage 1 for one encoder."""
-    student, start = STUDENTS[encoder]
-    changes = {"data.path": str(data), "student": student, "start": start, "name": encoder, **changes}
-    if start == "random":
-        changes = {"optimiser.rate": 1e-3, **changes}
+    student, own = STUDENTS[encoder]
+    changes = {"data.path": str(data), "student": student, "name": encoder, **own, **changes}
     recipe = read_distill_recipe(HERE / "distill.toml", changes=changes)
     done = distill(recipe, taught(out, encoder), cache=out / "embeddings", threads=1, listener=_say(encoder))
     return f"{encoder}: {done.steps} steps"

@@ -131,7 +131,7 @@ def test_where_all_workers_are_gone_for_long_it_ends(monkeypatch: pytest.MonkeyP
     with local_cluster(1) as address:
 
         def last_one_goes() -> None:
-            with on_cluster(address, time.sleep, [0, 600], names=["a", "b"], tell=told.append) as answers:
+            with on_cluster(address, time.sleep, [0, 30], names=["a", "b"], tell=told.append) as answers:
                 next(answers)
                 with distributed.Client(address, set_as_default=False) as client:
                     client.retire_workers(list(client.nthreads()))

@@ -1,8 +1,9 @@
 """Models as ONNX and OpenVINO files: run by the real runtimes, beside PyTorch."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from palpate.errors import OutputError, PalpateError, SettingError
 from palpate.inference import export as exporting
-from palpate.inference.export import Format, export
+from palpate.inference.export import Exported, Format, export
 from palpate.models.catalogue import LITE_MEDSAM, SAM2_1_TINY, SWIN_LITE_MEDSAM, ModelCard
 from palpate.models.learned import Finder, LearnedCard, finder_for
 from palpate.models.localiser import Localiser
@@ -68,9 +69,33 @@ def opened(path: Path, name: Format) -> Any:
     return run
 
 
+class Shared(NamedTuple):
+    """A network, and what its export in both formats made where."""
+
+    network: Any
+    made: Exported
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Shared]:
+    """A tiny network's export, which takes seconds, once for all that only look at it."""
+    cards = {tiny_swin_lite_medsam: SWIN_LITE_MEDSAM, tiny_sam2: SAM2_1_TINY}
+    done: dict[Any, Shared] = {}
+
+    def once(make: Any) -> Shared:
+        if make not in done:
+            network, card = make(), cards.get(make, LITE_MEDSAM)
+            folder = tmp_path_factory.mktemp(make.__name__) / "out"
+            done[make] = Shared(network, export(loaded(network, card), card, folder, formats=BOTH), folder)
+        return done[make]
+
+    return once
+
+
 @pytest.mark.parametrize("make", [tiny_lite_medsam, tiny_mobile_sam, tiny_sam, tiny_swin_lite_medsam, tiny_sam2])
-def test_both_formats_answer_as_pytorch_does(make: Any, tmp_path: Path) -> None:
-    made = export(loaded(make()), SWIN_LITE_MEDSAM, tmp_path / "out", formats=BOTH)
+def test_both_formats_answer_as_pytorch_does(make: Any, exported: Callable[[Any], Shared]) -> None:
+    made = exported(make).made
     assert made.files == (
         *("decoder.bin", "decoder.onnx", "decoder.xml", "encoder.bin", "encoder.onnx", "encoder.xml", "model.json"),
     )
@@ -129,14 +154,15 @@ def test_the_decoder_takes_any_number_of_objects_and_points(make: Any, tmp_path:
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_sam2_answers_one_mask_three_candidates_and_whether_there_is_anything(name: Format, tmp_path: Path) -> None:
+def test_sam2_answers_one_mask_three_candidates_and_whether_there_is_anything(
+    name: Format, exported: Callable[[Any], Shared]
+) -> None:
     """For other numbers of objects and tokens than the graph was made with, and a mask alone, which is no token."""
-    network = tiny_sam2()
-    export(loaded(network, SAM2_1_TINY), SAM2_1_TINY, tmp_path / "out", formats=(name,))
+    network, _, folder = exported(tiny_sam2)
     canvas = np.random.default_rng(0).random((1, 3, 128, 128), dtype=np.float32)
-    known = opened(tmp_path / "out/encoder", name)({"canvas": canvas})
+    known = opened(folder / "encoder", name)({"canvas": canvas})
     embedding = ImageEmbedding(known["features"], (known["level1"], known["level2"]))
-    decoder = opened(tmp_path / "out/decoder", name)
+    decoder = opened(folder / "decoder", name)
     rng = np.random.default_rng(1)
     fallen_back = 0
     for objects, points, box, mask in (
@@ -226,18 +252,18 @@ def test_what_was_learned_is_told_beside_the_finder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("make", "after_box"), [(tiny_lite_medsam, False), (tiny_sam2, True)])
-def test_whether_a_box_is_followed_by_no_point(make: Any, after_box: bool, tmp_path: Path) -> None:
-    export(loaded(make()), LITE_MEDSAM, tmp_path / "out", formats=("onnx",))
-    assert json.loads((tmp_path / "out" / "model.json").read_text())["prompts"]["no_point_after_box"] is after_box
+def test_whether_a_box_is_followed_by_no_point(make: Any, after_box: bool, exported: Callable[[Any], Shared]) -> None:
+    about = json.loads((exported(make).folder / "model.json").read_text())
+    assert about["prompts"]["no_point_after_box"] is after_box
 
 
-def test_what_goes_in_and_out_is_told_beside_them(tmp_path: Path) -> None:
-    export(loaded(tiny_swin_lite_medsam(), SWIN_LITE_MEDSAM), SWIN_LITE_MEDSAM, tmp_path / "out", formats=("onnx",))
-    about = json.loads((tmp_path / "out" / "model.json").read_text())
+def test_what_goes_in_and_out_is_told_beside_them(exported: Callable[[Any], Shared]) -> None:
+    folder = exported(tiny_swin_lite_medsam).folder
+    about = json.loads((folder / "model.json").read_text())
     assert (about["model"], about["licence"], about["weights_hash"]) == ("swin-lite-medsam", "MIT", "h" * 64)
     assert about["frame"]["size"] == 64
     for part in ("encoder", "decoder"):
-        session = onnxruntime.InferenceSession(str(tmp_path / "out" / f"{part}.onnx"))
+        session = onnxruntime.InferenceSession(str(folder / f"{part}.onnx"))
         for way, items in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
             assert {item.name: list(item.shape) for item in items} == about[part][way]
 

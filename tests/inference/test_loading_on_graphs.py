@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -350,7 +351,59 @@ class TestBeingPrepared:
         monkeypatch.setattr(preparing, "FAR", 0)
         with pytest.raises(PalpateError, match="differs from PyTorch by"):
             palpate.load("tiny", runtime="openvino")
-        assert not list(prepared.home().iterdir())
+        assert [path.name for path in prepared.home().glob("*/*")] == ["failed"]
+
+    @pytest.mark.usefixtures("catalog")
+    def test_what_failed_is_tried_again_after_a_day_or_when_it_is_asked_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("palpate.inference.loading.is_installed", lambda name: name == "openvino")
+        monkeypatch.setenv("PALPATE_RUNTIME", "auto")
+        usual, tries = preparing.prepare, list[str]()
+
+        def counted(*arguments: Any, **settings: Any) -> Any:
+            tries.append("again")
+            return usual(*arguments, **settings)
+
+        monkeypatch.setattr(preparing, "prepare", counted)
+        with monkeypatch.context() as patch:
+            patch.setattr(preparing, "FAR", 0)
+            notes = [palpate.load("tiny", device="cpu").notes for _ in range(3)]
+        assert len(tries) == 1
+        assert notes[0] == notes[1] == notes[2]
+        assert "differs from PyTorch by" in notes[2][0]
+        (note,) = prepared.home().glob("*/failed")
+        os.utime(note, (time.time() - 2 * 24 * 3600,) * 2)
+        assert palpate.load("tiny", device="cpu").runtime.describe().startswith("OpenVINO")
+        assert (len(tries), note.exists()) == (2, False)
+
+    @pytest.mark.usefixtures("catalog")
+    def test_who_asks_for_the_engine_has_another_try(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(preparing, "FAR", 0)
+            with pytest.raises(PalpateError, match="differs"):
+                palpate.load("tiny", runtime="openvino")
+        assert palpate.load("tiny", runtime="openvino").runtime.describe().startswith("OpenVINO")
+
+    @pytest.mark.usefixtures("catalog")
+    def test_processes_that_start_together_make_it_once(self) -> None:
+        fcntl = pytest.importorskip("fcntl")
+        prepared.home().parent.mkdir(parents=True, exist_ok=True)
+        said: list[str] = []
+        waits = threading.Event()
+
+        def tell(words: str) -> None:
+            said.append(words)
+            waits.set()
+
+        with ThreadPoolExecutor(1) as pool:
+            with prepared.home().with_suffix(".lock").open("a") as other:
+                fcntl.flock(other, fcntl.LOCK_EX)  # as another process would
+                session = pool.submit(palpate.load, "tiny", runtime="openvino", tell=tell)
+                assert waits.wait(30)
+                assert said == ["another process is making a model ready; waiting for it"]
+                assert not prepared.home().exists()
+            assert session.result().runtime.describe().startswith("OpenVINO")
 
     @pytest.mark.usefixtures("catalog")
     def test_those_used_longest_ago_go(self) -> None:

@@ -36,6 +36,11 @@ LEFT, RIGHT = 3, 1
 """The values of the two ventricles."""
 
 
+@pytest.fixture(autouse=True)
+def runtime_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PALPATE_RUNTIME", raising=False)
+
+
 @pytest.fixture
 def open_window(browser: Any) -> Generator[Callable[[str], Screen]]:
     if not (PAGE / "vendor" / "niivue.js").is_file():

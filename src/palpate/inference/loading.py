@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from palpate.errors import OutputError, PalpateError, SettingError, WeightsError
 from palpate.images.intensity import Intensity, parse_intensity
 from palpate.inference.embedding_cache import EmbeddingCache
-from palpate.inference.prepared import find
+from palpate.inference.prepared import failed, find
 from palpate.inference.runtimes import FindingRuntime
 from palpate.inference.runtimes.engines import EngineName, Precision, engine, has_cuda, hash_on, in_short, is_installed
 from palpate.inference.runtimes.graphs import FindingGraphRuntime, GraphRuntime
@@ -126,14 +126,18 @@ class _Choice:
         if not self._may_be_graphs():
             return None
         names = get_args(EngineName) if self.runtime == "auto" else (self.runtime,)
+        added = adapter or learned
         for name in cast("Sequence[EngineName]", names):
             if self.runtime == "auto" and not is_installed(name):
                 continue
             try:
                 exact, asked = engine(name), partial(engine, name, precision=self.precision, threads=self.threads)
                 asked()  # before anything is made: can it?
-                prepared = find(card, exact.title, weights=weights, added=adapter or learned)
+                prepared = find(card, exact.title, weights=weights, added=added)
                 if prepared is None:
+                    why = failed(card, exact.title, weights=weights, added=added) if self.runtime == "auto" else None
+                    if why is not None:
+                        raise PalpateError(why)
                     # It imports torch, which takes seconds.
                     from palpate.inference.preparing import prepare
 

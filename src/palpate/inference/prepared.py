@@ -7,6 +7,7 @@
         tokens.onnx                 for points and boxes, where the decoder is SAM's; cheaper
         finder.onnx                 for classes that were learned, where nothing is drawn
         compiled/                   what OpenVINO keeps, so that it starts sooner the next time
+        failed                      instead of all that: why it could not be made ready; counts for a day
 
 This module does not import torch: a session on a model that is prepared starts without it. `preparing` makes them.
 """
@@ -39,6 +40,7 @@ KEPT = 8
 ABOUT = "model.json"
 HALF = ".half-"
 """How the names of folders begin that are being written."""
+FAILED = "failed"
 _A_DAY = 24 * 3600
 
 
@@ -119,6 +121,29 @@ def find(chosen: ModelCard, title: str, *, weights: Path | None = None, added: P
     return None if folder is None else opened(folder)
 
 
+def failed(chosen: ModelCard, title: str, *, weights: Path | None = None, added: Path | None = None) -> str | None:
+    """Why the model could not be made ready for that engine in the last day; None if it was not tried, or went well.
+
+    Whoever did not ask for the engine need not wait for another try each time. After a day it is tried again, for the
+    reason may have been a lack of memory.
+    """
+    folder = folder_of(chosen, title, weights=weights, added=added)
+    if folder is None:
+        return None
+    try:
+        note = folder / FAILED
+        return note.read_text(encoding="utf-8") if time.time() - note.stat().st_mtime < _A_DAY else None
+    except (OSError, ValueError):
+        return None
+
+
+def remember_failure(folder: Path, why: str) -> None:
+    """Note that what belongs in a folder cannot be made, and why."""
+    with suppress(OSError):  # then it is tried again each time
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FAILED).write_text(why, encoding="utf-8")
+
+
 def opened(folder: Path) -> Prepared | None:
     """What is prepared in a folder; None where that is nothing, or cannot be read."""
     try:
@@ -161,10 +186,10 @@ def forget_old(keep: int = KEPT) -> None:
             if not path.parent.name.startswith(HALF):
                 found.append((path.stat().st_mtime, path.parent))
     gone = [folder for _, folder in sorted(found, reverse=True)[keep:]]
-    for folder in home().glob(f"{HALF}*"):
+    for path in (*home().glob(f"{HALF}*"), *home().glob(f"*/{FAILED}")):
         with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _A_DAY:
-                gone.append(folder)
+            if time.time() - path.stat().st_mtime > _A_DAY:
+                gone.append(path.parent if path.name == FAILED else path)
     for folder in gone:
         with suppress(OSError):
             (folder / ABOUT).unlink(missing_ok=True)  # first, so that nobody takes what is left for a whole
@@ -181,4 +206,15 @@ def _code() -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["ABOUT", "HALF", "Prepared", "find", "folder_of", "forget_old", "home", "opened"]
+__all__ = [
+    "ABOUT",
+    "HALF",
+    "Prepared",
+    "failed",
+    "find",
+    "folder_of",
+    "forget_old",
+    "home",
+    "opened",
+    "remember_failure",
+]

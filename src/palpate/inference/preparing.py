@@ -7,17 +7,18 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from palpate.errors import OutputError, PalpateError
+from palpate.errors import OutputError, PalpateError, WeightsError
 from palpate.inference.export import FAR, answered, graphs_of, share_apart, write_onnx
-from palpate.inference.prepared import ABOUT, HALF, Prepared, folder_of, forget_old, home, opened
-from palpate.inference.runtimes.engines import Engine
+from palpate.inference.prepared import ABOUT, HALF, Prepared, folder_of, forget_old, home, opened, remember_failure
+from palpate.inference.runtimes.engines import Engine, in_short
 from palpate.models import learned as learned_prompts
 from palpate.models import weights as checkpoints
 from palpate.models.adapters import read_card
@@ -42,8 +43,9 @@ def prepare(
 ) -> Prepared:
     """Make a model ready, if it is not: write its graphs, and keep them if the engine gives PyTorch's answers.
 
-    On the model may be an `adapter`, or `learned` prompts. `tell` hears that it takes a while. Models that were used
-    longest ago make room.
+    On the model may be an `adapter`, or `learned` prompts. `tell` hears that it takes a while, or that another process
+    is at it. Models that were used longest ago make room. Why an engine cannot run a model is noted for
+    `palpate.inference.prepared.failed`.
 
     Raises:
         WeightsError: the weights are missing, changed or of another model.
@@ -51,7 +53,7 @@ def prepare(
         OutputError: the folder cannot be written.
         PalpateError: the engine's answers are not PyTorch's.
     """
-    with _one_at_a_time:  # torch's exporter works for one thread
+    with _one_at_a_time, _one_process_at_a_time(tell):  # torch's exporter works for one thread
         folder = folder_of(chosen, engine.title, weights=weights, added=adapter or learned)
         if folder is not None and (there := opened(folder)) is not None:
             return there
@@ -78,6 +80,12 @@ def prepare(
         except OSError as error:
             if folder is None or opened(folder) is None:  # else another process was quicker
                 raise OutputError(f"could not write {folder}: {error.strerror or error}") from error
+        except (OutputError, WeightsError, MemoryError, ImportError):
+            raise  # another try may go well
+        except Exception as error:
+            if folder is not None:
+                remember_failure(folder, in_short(error))
+            raise
         finally:
             shutil.rmtree(half, ignore_errors=True)
         forget_old()
@@ -88,6 +96,27 @@ def prepare(
 
 
 _one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def _one_process_at_a_time(tell: Callable[[str], None] | None) -> Generator[None]:
+    """Processes that start together, such as workers, wait for the first of them, and then find what it made."""
+    with ExitStack() as held:
+        # Without locks (Windows, a home to read only, some file systems) each works for itself, and the first one's is
+        # kept.
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            lock = home().with_suffix(".lock")
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stream = held.enter_context(lock.open("a", encoding="utf-8"))
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if tell is not None:
+                    tell("another process is making a model ready; waiting for it")
+                fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _write_all(loaded: Loaded, about: Mapping[str, Any], folder: Path, engine: Engine) -> None:
