@@ -4,6 +4,7 @@
     python experiments/swin_litemedsam/run.py DATA OUT rows --encoder tinyvit [--workers 2]
     python experiments/swin_litemedsam/run.py DATA OUT same-time --steps 240
     python experiments/swin_litemedsam/run.py DATA OUT test [--workers 2]
+    python experiments/swin_litemedsam/tables.py OUT
 
 Every job can be interrupted: the same command goes on where it stopped. Only public names of palpate are used.
 """
@@ -45,7 +46,11 @@ ROWS = {
 LEFT_OUT = ["acdc_cardiac_mr", "ccaus_carotid_us", "curvas_abdomen_ct", "kvasir_seg_polyp", "spider_lumbar_mr_2d"]
 """Data sets that `half-unseen` does not learn from."""
 PLAN = Plan(
-    protocols=(protocol("standard"), protocol("expansion", [0.15]), protocol("shrink", [0.15])),
+    protocols=(
+        protocol("standard"),
+        protocol("expansion", [0.08, 0.15, 0.25]),
+        protocol("shrink", [0.08, 0.15, 0.25]),
+    ),
     objects=2,
     volumes="one-slice",
     score="slice",

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from palpate.evaluation.modalities import CaseTime, cases_csv
 from palpate.evaluation.table import Presence, Row, presence_csv, results_csv
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -193,3 +194,111 @@ class TestLearnedPrompts:
             "| spine decoder-localiser 10 1",
             "| spine released",
         ]
+
+
+class TestSwinLiteMedSAM:
+    @pytest.fixture
+    def tables(self) -> ModuleType:
+        return loaded(EXPERIMENTS / "swin_litemedsam" / "tables.py")
+
+    @staticmethod
+    def shown(tables: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
+        """The cells of each table's lines, by its title."""
+        monkeypatch.setattr(sys, "argv", ["tables.py", str(out)])
+        tables.main()
+        found: dict[str, list[list[str]]] = {}
+        for part in (out / "tables.md").read_text().split("### ")[1:]:
+            title, *lines = part.splitlines()
+            found[title] = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("| ")]
+        return found
+
+    @staticmethod
+    def measured(tables: ModuleType, folder: Path, dice: float, *, boxes: int = 7) -> None:
+        """All people, with the tight box and so many others; the tighter the box, the worse the mask."""
+        asked = sorted(tables.SEVEN, key=lambda one: one != tables.TIGHT)[:boxes]
+        written(folder, [r for n, one in enumerate(asked) for r in people(one, dice - 0.1 * n / 6)])
+
+    def test_seeds_are_averaged_and_missing_rows_left_out(
+        self, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for job, dice in (("encoder-0", 0.6), ("encoder-1", 0.7), ("skip-0", 0.72), ("half-0", 0.1)):
+            self.measured(tables, tmp_path / "test" / "stage2" / job, dice)
+        (tmp_path / "test" / "stage2" / "skip-1").mkdir()  # not finished
+        head, *lines = next(iter(self.shown(tables, tmp_path, monkeypatch).values()))
+        assert head[1:3] == ["paper, Dice / NSD", "Dice"]
+        assert [(line[1], line[2].split()[0], line[4]) for line in lines] == [
+            ("85.79 / 86.75", "65.0", "60.0, 70.0"),
+            ("86.48 / 87.74", "72.0", "–"),
+        ]
+        assert [line[0] for line in lines] == [tables.NAMES["encoder"], tables.NAMES["skip"]]
+
+    def test_differences_are_the_later_row_minus_the_earlier(
+        self, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for job, dice in (("encoder-0", 0.6), ("skip-0", 0.65), ("scribble-0", 0.63), ("adaptive-0", 0.7)):
+            self.measured(tables, tmp_path / "test" / "stage2" / job, dice)
+        shown = self.shown(tables, tmp_path, monkeypatch)
+        lines = next(lines for title, lines in shown.items() if title.startswith("Differences"))
+        assert lines[0][1:] == ["-25 %", "-15 %", "-8 %", "tight", "+8 %", "+15 %", "+25 %"]
+        found = {tuple(line[0].split(" – ")): float(line[4].split(" [")[0]) for line in lines[1:]}
+        names = tables.NAMES
+        assert found == {
+            (names["skip"], names["encoder"]): 5.0,
+            (names["scribble"], names["encoder"]): 3.0,
+            (names["adaptive"], names["scribble"]): 7.0,
+        }
+
+    @pytest.mark.parametrize(("boxes", "mean"), [(7, "75.0"), (6, "–")])
+    def test_the_mean_of_seven_boxes_is_of_seven(
+        self, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxes: int, mean: str
+    ) -> None:
+        self.measured(tables, tmp_path / "test" / "stage2" / "scribble-2", 0.8, boxes=boxes)
+        shown = self.shown(tables, tmp_path, monkeypatch)
+        head, line = next(lines for title, lines in shown.items() if title.startswith("Boxes"))
+        assert len(head) == 2 + boxes
+        assert line[-1].split()[0] == mean
+
+    def test_encoders_stand_beside_the_released_one(
+        self, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written(tmp_path / "test" / "released", people(("standard", 0.0), 0.5))
+        rows = [
+            replace(one, dice=0.4 if one.subject == "ct3" else 0.5 if one.subject == "mr4" else 0.6)
+            for one in people(("standard", 0.0), 0.6)
+        ]
+        written(tmp_path / "test" / "stage1" / "half", rows)
+        shown = self.shown(tables, tmp_path, monkeypatch)
+        _, released, half = next(lines for title, lines in shown.items() if title.startswith("Stage 1"))
+        assert released[0] == "released"
+        assert released[-2:] == ["–", "–"]
+        assert half[-1] == "16 / 1"
+        assert half[-2].startswith("8.3 [")  # (16 x 10 - 10) / 18
+
+    def test_a_person_who_was_trained_on_is_left_out(self, tables: ModuleType, tmp_path: Path) -> None:
+        stranger = row(dataset="medscribble", subject="medscribble/ACDC__patient056", dice=1.0)
+        written(tmp_path / "test" / "released", [*people(("standard", 0.0), 0.5), stranger])
+        (released,), _ = tables.read_models(tmp_path)
+        assert {one.dataset for one in released.rows} == {"ct", "mr"}
+
+    def test_modalities_are_those_of_the_cases(
+        self, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "test" / "stage2" / "scribble-0"
+        rows = [replace(one, dice=0.9 if one.dataset == "ct" else 0.7) for one in people(("standard", 0.0), 0.5)]
+        written(folder, rows)
+        times = [CaseTime(one.dataset, one.subject, one.case, one.dataset.upper(), 1.0, 2.0) for one in rows]
+        (folder / "cases.csv").write_text(cases_csv(times))
+        shown = self.shown(tables, tmp_path, monkeypatch)
+        _, *lines = next(lines for title, lines in shown.items() if title.startswith("By modality"))
+        assert [(line[0], line[1], line[2].split()[0]) for line in lines] == [
+            ("CT", "9", "90.0"),
+            ("MR", "9", "70.0"),
+            ("all", "18", "80.0"),
+        ]
+
+    def test_nothing_measured_is_told_with_the_command(
+        self, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path)])
+        with pytest.raises(SystemExit, match=r"run: run\.py DATA .* test"):
+            tables.main()

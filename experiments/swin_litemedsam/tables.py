@@ -1,0 +1,294 @@
+"""The paper's tables from what `run.py test` measured; writes tables.md and tables.csv.
+
+    python experiments/swin_litemedsam/tables.py OUT
+
+Seeds of training are seeds of the rows: they are averaged before subjects are resampled, so the intervals say what
+other images might give, and the column of single seeds what another training might. What was not measured is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from palpate.evaluation.modalities import CaseTime, by_modality, read_cases
+from palpate.evaluation.statistics import Interval, Resampler, against, estimate, holm, subject_values
+from palpate.evaluation.summary import number, percent
+from palpate.evaluation.table import Row, Run, read_run
+from palpate.images.formats import replacing
+
+NAMES = {
+    "encoder": "encoder, LiteMedSAM's decoder",
+    "skip": "+ skip connections",
+    "points": "+ points from the box",
+    "scribble": "+ scribble from the box",
+    "adaptive": "the last, with adaptive boxes in and out",
+    "lite-medsam": "LiteMedSAM, its decoder fine-tuned as long",
+    "released": "LiteMedSAM as released",
+}
+PAPER = {
+    "encoder": "85.79 / 86.75",
+    "skip": "86.48 / 87.74",
+    "points": "86.22 / 87.79",
+    "scribble": "86.70 / 88.55",
+}
+"""Table 5 of Gao et al. 2024, arXiv 2409.07172: Dice / NSD in percent on the challenge's validation set."""
+PAIRS = (
+    ("encoder", "skip"),
+    ("skip", "points"),
+    ("points", "scribble"),
+    ("encoder", "scribble"),
+    ("lite-medsam", "scribble"),
+    ("scribble", "adaptive"),
+)
+TIGHT = ("standard", 0.0)
+SEVEN = (*(("shrink", s) for s in (0.25, 0.15, 0.08)), TIGHT, *(("expansion", s) for s in (0.08, 0.15, 0.25)))
+"""The boxes of the robust Dice, from the tightest to the loosest."""
+LEFT_OUT = {"medscribble/ACDC__patient056"}
+"""The subject of a test image whose other images, under another data set, are in `train`."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One line of the tables: the rows of all its seeds, and what is known of each training."""
+
+    name: str
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    cases: tuple[CaseTime, ...]
+    made: tuple[dict[str, str], ...]
+
+    def at(self, condition: tuple[str, float], *, seed: int | None = None) -> list[Row]:
+        """Its rows with one kind of box: all, or those of one seed."""
+        return [
+            row for row in self.rows if (row.protocol, row.severity) == condition and (seed is None or row.seed == seed)
+        ]
+
+
+def read_models(out: Path) -> tuple[list[Model], list[Model]]:
+    """What was measured of the rows of table 5, with what they are compared with; and of the encoders of stage 1.
+
+    The released model stands in both.
+    """
+    by_name: dict[str, list[tuple[int, Path]]] = {}
+    for folder in sorted((out / "test" / "stage2").glob("*")):
+        found = re.fullmatch(r"(.+)-(\d+)", folder.name)
+        if found and found[1] in NAMES:
+            by_name.setdefault(found[1], []).append((int(found[2]), folder))
+    released = _model("released", [(0, out / "test" / "released")])
+    rows = [*(_model(name, sorted(by_name[name])) for name in NAMES if name in by_name), released]
+    encoders = [
+        released,
+        *(_model(folder.name, [(0, folder)]) for folder in sorted((out / "test" / "stage1").glob("*"))),
+    ]
+    return [one for one in rows if one], [one for one in encoders if one]
+
+
+def _model(name: str, folders: Sequence[tuple[int, Path]]) -> Model | None:
+    """A model from the folders of its seeds; None where none of them is finished."""
+    done = [(seed, folder, read_run(folder)) for seed, folder in folders if (folder / "results.csv").is_file()]
+    if not done:
+        return None
+    rows = tuple(replace(row, seed=seed) for seed, _, run in done for row in run.rows if row.subject not in LEFT_OUT)
+    cases = {(one.dataset, one.case): one for _, folder, _ in done for one in read_cases(folder)}
+    made = tuple(_made(name, seed, run) for seed, _, run in done)
+    return Model(name, rows, tuple(seed for seed, _, _ in done), tuple(cases.values()), made)
+
+
+def _made(name: str, seed: int, run: Run) -> dict[str, str]:
+    versions = run.record.get("versions", {})
+    return {
+        "model": f"{name}-{seed}" if name in NAMES and name != "released" else name,
+        "weights": str(run.record.get("weights_hash"))[:12],
+        "code": f"{versions.get('palpate')}, {versions.get('code')}",
+        "torch": str(versions.get("torch")),
+    }
+
+
+def in_words(condition: tuple[str, float]) -> str:
+    """A kind of box, for the head of a column."""
+    name, severity = condition
+    return "tight" if condition == TIGHT else f"{'+' if name == 'expansion' else '-'}{100 * severity:g} %"
+
+
+def boxes_of(models: Sequence[Model]) -> list[tuple[str, float]]:
+    """The kinds of boxes that all of them answered, from the tightest to the loosest."""
+    return [condition for condition in SEVEN if models and all(one.at(condition) for one in models)]
+
+
+def robust(model: Model, resampler: Resampler) -> Interval | None:
+    """The mean over the seven boxes; None where one of them was not asked."""
+    if not all(model.at(condition) for condition in SEVEN):
+        return None
+    return estimate([row for condition in SEVEN for row in model.at(condition)], "dice", resampler)
+
+
+def better_and_worse(model: Model, baseline: Model) -> tuple[int, int]:
+    """In how many subjects the Dice of the tight box is higher, and in how many lower."""
+    here, there = (subject_values(one.at(TIGHT), "dice") for one in (model, baseline))
+    differences = [
+        value - there[dataset][subject]
+        for dataset, subjects in here.items()
+        for subject, value in subjects.items()
+        if subject in there.get(dataset, {})
+    ]
+    return sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+
+
+class Page:
+    """Lines of Markdown, and the numbers in them as rows of a CSV file."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.numbers: list[tuple[object, ...]] = []
+
+    def table(self, title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+        """A table, if it has lines."""
+        if body:
+            self.lines += [f"### {title}", "", f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+            self.lines += [f"| {' | '.join(line)} |" for line in body]
+            self.lines.append("")
+
+    def kept(self, table: str, model: str, condition: tuple[str, float], measure: str, found: Interval) -> Interval:
+        """A number that goes into the CSV file as well."""
+        self.numbers.append((table, model, *condition, measure, found.estimate, found.low, found.high))
+        return found
+
+
+def page_of(models: Sequence[Model], encoders: Sequence[Model], resampler: Resampler) -> Page:
+    """All tables."""
+    page = Page()
+    by_name = {one.name: one for one in models}
+
+    body: list[list[str]] = []
+    for one in models:
+        dice, nsd = (
+            page.kept("rows", one.name, TIGHT, name, estimate(one.at(TIGHT), name, resampler))
+            for name in ("dice", "nsd")
+        )
+        single = [estimate(one.at(TIGHT, seed=seed), "dice", resampler).estimate for seed in one.seeds]
+        body.append(
+            [
+                NAMES[one.name],
+                PAPER.get(one.name, "–"),
+                percent(dice),
+                percent(nsd),
+                ", ".join(f"{100 * value:.1f}" for value in single) if len(single) > 1 else "–",
+            ]
+        )
+    page.table(
+        "Table 5: tight boxes, in percent [95 % interval]",
+        ["", "paper, Dice / NSD", "Dice", "NSD", "Dice of each seed"],
+        body,
+    )
+
+    known = [(a, b) for a, b in PAIRS if a in by_name and b in by_name]
+    asked = boxes_of([by_name[name] for pair in known for name in pair])
+    compared = [
+        [against(by_name[b].at(condition), by_name[a].at(condition), "dice", resampler) for condition in asked]
+        for a, b in known
+    ]
+    adjusted = iter(holm([one.p for line in compared for one in line]))
+    page.table(
+        "Differences of Dice in points, by object [95 % interval]; p of a sign-flip test by subject, adjusted for all "
+        "of the table (Holm)",
+        ["", *map(in_words, asked)],
+        [
+            [
+                f"{NAMES[b]} – {NAMES[a]}",
+                *(f"{number(one.difference, scale=100.0)}, p = {next(adjusted):.2g}" for one in line),
+            ]
+            for (a, b), line in zip(known, compared, strict=True)
+        ],
+    )
+
+    asked = boxes_of(models)
+    body = []
+    for one in models:
+        cells = [
+            page.kept("boxes", one.name, condition, "dice", estimate(one.at(condition), "dice", resampler))
+            for condition in asked
+        ]
+        mean = robust(one, resampler)
+        body.append([NAMES[one.name], *map(percent, cells), "–" if mean is None else percent(mean)])
+    page.table(
+        "Boxes that are not tight: Dice in percent [95 % interval]", ["", *map(in_words, asked), "mean of seven"], body
+    )
+
+    shown = [by_name[name] for name in ("scribble", "lite-medsam", "released") if name in by_name]
+    lines: dict[str, list[str]] = {}
+    for one in shown:
+        run = Run(tuple(one.rows), {}, Path())
+        for found in by_modality(run, one.cases, np.random.default_rng(0)):
+            cells = lines.setdefault(found.modality, [found.modality, str(found.cases)])
+            cells += [percent(found.dice.as_interval()), percent(found.nsd.as_interval())]
+    page.table(
+        "By modality: tight boxes, Dice and NSD in percent [95 % interval] (the paper's tables 4 and 6)",
+        ["", "images", *(f"{NAMES[one.name]}, {name}" for one in shown for name in ("Dice", "NSD"))],
+        [line for line in lines.values() if len(line) == 2 + 2 * len(shown)],
+    )
+
+    asked = boxes_of(encoders)
+    body = []
+    for one in encoders:
+        cells: list[str] = []
+        for condition in asked:
+            found = page.kept("stage 1", one.name, condition, "dice", estimate(one.at(condition), "dice", resampler))
+            cells.append(percent(found))
+        difference, counts = "–", "–"
+        if one.name != "released" and encoders[0].name == "released":
+            paired = against(one.at(TIGHT), encoders[0].at(TIGHT), "dice", resampler)
+            difference = f"{number(paired.difference, scale=100.0)}, p = {paired.p:.2g}"
+            counts = "{} / {}".format(*better_and_worse(one, encoders[0]))
+        body.append([one.name, *cells, difference, counts])
+    page.table(
+        "Stage 1: Dice in percent [95 % interval]",
+        ["", *map(in_words, asked), "tight, minus released", "subjects better / worse"],
+        body if len(body) > 1 else [],
+    )
+
+    rows = (models or encoders)[0].rows
+    objects, subjects = len({row.key[:4] for row in rows}), len({(row.dataset, row.subject) for row in rows})
+    seeds = ", ".join(f"{one.name} {len(one.seeds)}" for one in models)
+    page.lines += [
+        f"{objects} objects of {subjects} subjects; seeds of training: {seeds}. NSD at 2 mm, or at 2 pixels in images "
+        "without spacing. `*`: fewer than eight subjects, or a data set with one alone, so the interval is likely too "
+        "short.",
+        "",
+    ]
+    made = [line for one in (*models, *(one for one in encoders if one.name != "released")) for line in one.made]
+    page.table("What was measured", ["", *list(made[0])[1:]], [list(line.values()) for line in made])
+    return page
+
+
+def main() -> None:
+    """Read, count, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the folder that run.py filled")
+    out = parser.parse_args().out
+    models, encoders = read_models(out)
+    if not models and not encoders:
+        sys.exit(f"nothing is measured in {out / 'test'}; run: run.py DATA {out} test")
+    page = page_of(models, encoders, Resampler(np.random.default_rng(0)))
+    text = "\n".join(page.lines)
+    with replacing(out / "tables.md", overwrite=True) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    with (
+        replacing(out / "tables.csv", overwrite=True) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["table", "model", "protocol", "severity", "measure", "estimate", "low", "high"])
+        writer.writerows([*line[:5], *(f"{value:.4f}" for value in line[5:])] for line in page.numbers)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
