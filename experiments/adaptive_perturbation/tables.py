@@ -175,22 +175,22 @@ def main() -> None:
         ("medsam", "adaptive-bidirectional"),
         ("bidirectional", "adaptive-bidirectional"),
     ]
-    found: list[tuple[str, list[PairedDifference], Interval]] = []
+    compared: list[tuple[str, list[PairedDifference], Interval]] = []
     for first, second in pairs:
         if first in by_name and second in by_name:
             a, b = by_name[first], by_name[second]
             tight = ("standard", 0.0)
             differences = [against(b.at(one), a.at(one), "dice", resampler) for one in TABLE_1]
             errors = error_difference(b.at(tight, tiny=True), a.at(tight, tiny=True), resampler)
-            found.append((f"{ARMS[second]} against {ARMS[first]}", differences, errors))
-    adjusted = iter(holm([one.p for _, differences, _ in found for one in differences]))
+            compared.append((f"{ARMS[second]} against {ARMS[first]}", differences, errors))
+    adjusted = iter(holm([one.p for _, differences, _ in compared for one in differences]))
     table(
         "Differences, in points, by object (errors: by subject) [95 % interval]; p of a sign-flip test by subject, "
         "adjusted for all of the table (Holm)",
         ["", "Dice, tight", "Dice, expansion 10 %", "Dice, shrink 10 %", "errors on tiny targets, tight"],
         [
             [name, *(shown(one, next(adjusted)) for one in differences), percent(errors)]
-            for name, differences, errors in found
+            for name, differences, errors in compared
         ],
     )
     objects = len({row.key[:4] for row in arms[0].rows}) if arms else 0

@@ -15,6 +15,7 @@ import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image as Picture
@@ -49,7 +50,7 @@ def blobs(pixels: np.ndarray, taken: np.ndarray) -> list[np.ndarray]:
     evenly = smooth.min() + LEVELS * np.ptp(smooth)
     for level in np.unique([*np.quantile(smooth, LEVELS), *evenly]):
         for side in (smooth > level, smooth < level):
-            labels, count = ndimage.label(ndimage.binary_opening(side, iterations=2))
+            labels, count = cast("tuple[np.ndarray, int]", ndimage.label(ndimage.binary_opening(side, iterations=2)))
             sizes = ndimage.sum_labels(side, labels, np.arange(1, count + 1))
             for number in 1 + np.flatnonzero((sizes >= AREAS[0] * grey.size) & (sizes <= AREAS[1] * grey.size)):
                 blob = _rounded(labels == number)
@@ -58,7 +59,7 @@ def blobs(pixels: np.ndarray, taken: np.ndarray) -> list[np.ndarray]:
                 box = ndimage.find_objects(blob.astype(np.uint8))[0]
                 if blob.sum() < 0.45 * np.prod([part.stop - part.start for part in box]):
                     continue
-                edge = ndimage.binary_dilation(blob) & ~ndimage.binary_erosion(blob)
+                edge = np.logical_and(ndimage.binary_dilation(blob), np.logical_not(ndimage.binary_erosion(blob)))
                 found.append((float(slope[edge].mean() / (slope.mean() + 1e-6)), blob))
     kept: list[np.ndarray] = []
     for _, blob in sorted(found, key=lambda each: -each[0]):

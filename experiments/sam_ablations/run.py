@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from tables import expected, write_tables
@@ -32,6 +33,9 @@ from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.models.promptable import PromptSupport
 from palpate.training.finetune import Event, finetune
 from palpate.training.recipe import read_recipe
+
+if TYPE_CHECKING:
+    from palpate.inference.runtimes.torch import TorchRuntime
 
 HERE = Path(__file__).parent
 
@@ -133,7 +137,7 @@ def _released(cache: Path) -> Session:
     """The released network with every prompt given to it as it is, without palpate's search for a box."""
     session = palpate.load("lite-medsam", device="cpu", runtime="torch", cache=EmbeddingCache(cache))
     raw = PromptSupport(trained=("box",), accepted=("points",))
-    return Session(replace(session.runtime, prompts=raw), cache=EmbeddingCache(cache))
+    return Session(replace(cast("TorchRuntime", session.runtime), prompts=raw), cache=EmbeddingCache(cache))
 
 
 def _say(name: str):

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -157,7 +158,7 @@ def _agreement(rows: Sequence[Published], target: str, found: Found) -> str:
     if len(pairs) < 3:
         return ""
     paper, ours = zip(*pairs, strict=True)
-    rank = float(spearmanr(paper, ours).statistic)
+    rank = float(cast("Any", spearmanr(paper, ours)).statistic)
     return f"Order of the strategies, the paper's against ours (trained): Spearman's rank correlation {rank:.2f}."
 
 

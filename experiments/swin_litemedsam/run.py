@@ -160,11 +160,11 @@ def test(job: str, data: Path, out: Path) -> str:
         choice = ModelChoice(STUDENTS[name][0], taught(out, name), "cpu")
     else:
         adapter = out / "stage2" / name / "adapter.safetensors"
-        recipe = json.loads((out / "stage2" / name / "run.json").read_text())["recipe"]
+        recipe = json.loads((out / "stage2" / name / "run.json").read_text())["settings"]["recipe"]
         own = recipe["model"] != "lite-medsam"
         start = out / "start" / f"{recipe['model']}-{recipe['seed']}.safetensors"
         choice = ModelChoice(
-            model=recipe["model"],
+            name=recipe["model"],
             device="cpu",
             weights=start if own else None,
             adapter=adapter,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from palpate.evaluation.modalities import CaseTime, by_modality, read_cases
-from palpate.evaluation.statistics import Interval, Resampler, against, estimate, holm, subject_values
+from palpate.evaluation.statistics import Interval, Resampler, against, estimate, holm
 from palpate.evaluation.summary import number, percent
 from palpate.evaluation.table import Row, Run, read_run
 from palpate.images.formats import replacing
@@ -48,6 +48,7 @@ PAIRS = (
     ("lite-medsam", "scribble"),
     ("scribble", "adaptive"),
 )
+MEASURES = ("dice", "nsd")
 TIGHT = ("standard", 0.0)
 SEVEN = (*(("shrink", s) for s in (0.25, 0.15, 0.08)), TIGHT, *(("expansion", s) for s in (0.08, 0.15, 0.25)))
 """The boxes of the robust Dice, from the tightest to the loosest."""
@@ -65,11 +66,17 @@ class Model:
     cases: tuple[CaseTime, ...]
     made: tuple[dict[str, str], ...]
 
+    @property
+    def title(self) -> str:
+        """What it is called in the tables."""
+        return NAMES.get(self.name, self.name)
+
     def at(self, condition: tuple[str, float], *, seed: int | None = None) -> list[Row]:
-        """Its rows with one kind of box: all, or those of one seed."""
-        return [
-            row for row in self.rows if (row.protocol, row.severity) == condition and (seed is None or row.seed == seed)
-        ]
+        """Its rows with one kind of box: those of one seed, or of all, if each was asked."""
+        found = [row for row in self.rows if (row.protocol, row.severity) == condition]
+        if seed is not None:
+            return [row for row in found if row.seed == seed]
+        return found if {row.seed for row in found} == set(self.seeds) else []
 
 
 def read_models(out: Path) -> tuple[list[Model], list[Model]]:
@@ -109,6 +116,7 @@ def _made(name: str, seed: int, run: Run) -> dict[str, str]:
         "weights": str(run.record.get("weights_hash"))[:12],
         "code": f"{versions.get('palpate')}, {versions.get('code')}",
         "torch": str(versions.get("torch")),
+        "NSD at": str(run.record.get("settings", {}).get("plan", {}).get("tolerance")),
     }
 
 
@@ -119,27 +127,15 @@ def in_words(condition: tuple[str, float]) -> str:
 
 
 def boxes_of(models: Sequence[Model]) -> list[tuple[str, float]]:
-    """The kinds of boxes that all of them answered, from the tightest to the loosest."""
-    return [condition for condition in SEVEN if models and all(one.at(condition) for one in models)]
+    """The kinds of boxes that any of them answered, from the tightest to the loosest."""
+    return [condition for condition in SEVEN if any(one.at(condition) for one in models)]
 
 
-def robust(model: Model, resampler: Resampler) -> Interval | None:
+def robust(rows: Sequence[Row], resampler: Resampler) -> Interval | None:
     """The mean over the seven boxes; None where one of them was not asked."""
-    if not all(model.at(condition) for condition in SEVEN):
+    if {(row.protocol, row.severity) for row in rows} < set(SEVEN):
         return None
-    return estimate([row for condition in SEVEN for row in model.at(condition)], "dice", resampler)
-
-
-def better_and_worse(model: Model, baseline: Model) -> tuple[int, int]:
-    """In how many subjects the Dice of the tight box is higher, and in how many lower."""
-    here, there = (subject_values(one.at(TIGHT), "dice") for one in (model, baseline))
-    differences = [
-        value - there[dataset][subject]
-        for dataset, subjects in here.items()
-        for subject, value in subjects.items()
-        if subject in there.get(dataset, {})
-    ]
-    return sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+    return estimate([row for row in rows if (row.protocol, row.severity) in SEVEN], "dice", resampler)
 
 
 class Page:
@@ -156,10 +152,49 @@ class Page:
             self.lines += [f"| {' | '.join(line)} |" for line in body]
             self.lines.append("")
 
-    def kept(self, table: str, model: str, condition: tuple[str, float], measure: str, found: Interval) -> Interval:
-        """A number that goes into the CSV file as well."""
+    def kept(self, table: str, model: str, condition: tuple[str, float], measure: str, found: Interval) -> str:
+        """A number that goes into the CSV file as well, in percent."""
         self.numbers.append((table, model, *condition, measure, found.estimate, found.low, found.high))
-        return found
+        return percent(found)
+
+    def boxes(self, table: str, model: Model, asked: Sequence[tuple[str, float]], resampler: Resampler) -> list[str]:
+        """A model's Dice with each box."""
+        rows = {box: model.at(box) for box in asked}
+        return [
+            model.title,
+            *(
+                self.kept(table, model.name, box, "dice", estimate(rows[box], "dice", resampler))
+                if rows[box]
+                else "not asked"
+                for box in asked
+            ),
+        ]
+
+    def differences(self, title: str, pairs: Sequence[tuple[Model, Model]], resampler: Resampler) -> None:
+        """A table of the first of each pair minus the second, for each box that both answered."""
+        asked = boxes_of([one for pair in pairs for one in pair])
+        compared = [
+            [against(b.at(box), a.at(box), "dice", resampler) if b.at(box) and a.at(box) else None for box in asked]
+            for b, a in pairs
+        ]
+        adjusted = iter(holm([one.p for line in compared for one in line if one]))
+        body: list[list[str]] = []
+        for (b, a), line in zip(pairs, compared, strict=True):
+            cells = [f"{b.title} – {a.title}"]
+            for box, one in zip(asked, line, strict=True):
+                if one is None:
+                    cells.append("not asked")
+                    continue
+                self.kept("differences", f"{b.name} - {a.name}", box, "dice", one.difference)
+                p = next(adjusted)
+                cells.append(f"{number(one.difference, scale=100.0)}, p = {p:.2g}, {one.better} / {one.worse}")
+            body.append(cells)
+        self.table(
+            f"{title} in points of Dice, by object [95 % interval]; p of a sign-flip test by subject, adjusted for all "
+            "of the table (Holm); subjects better / worse",
+            ["", *map(in_words, asked)],
+            body,
+        )
 
 
 def page_of(models: Sequence[Model], encoders: Sequence[Model], resampler: Resampler) -> Page:
@@ -169,17 +204,13 @@ def page_of(models: Sequence[Model], encoders: Sequence[Model], resampler: Resam
 
     body: list[list[str]] = []
     for one in models:
-        dice, nsd = (
-            page.kept("rows", one.name, TIGHT, name, estimate(one.at(TIGHT), name, resampler))
-            for name in ("dice", "nsd")
-        )
+        tight = one.at(TIGHT)
         single = [estimate(one.at(TIGHT, seed=seed), "dice", resampler).estimate for seed in one.seeds]
         body.append(
             [
-                NAMES[one.name],
+                one.title,
                 PAPER.get(one.name, "–"),
-                percent(dice),
-                percent(nsd),
+                *(page.kept("rows", one.name, TIGHT, name, estimate(tight, name, resampler)) for name in MEASURES),
                 ", ".join(f"{100 * value:.1f}" for value in single) if len(single) > 1 else "–",
             ]
         )
@@ -188,79 +219,57 @@ def page_of(models: Sequence[Model], encoders: Sequence[Model], resampler: Resam
         ["", "paper, Dice / NSD", "Dice", "NSD", "Dice of each seed"],
         body,
     )
-
-    known = [(a, b) for a, b in PAIRS if a in by_name and b in by_name]
-    asked = boxes_of([by_name[name] for pair in known for name in pair])
-    compared = [
-        [against(by_name[b].at(condition), by_name[a].at(condition), "dice", resampler) for condition in asked]
-        for a, b in known
-    ]
-    adjusted = iter(holm([one.p for line in compared for one in line]))
-    page.table(
-        "Differences of Dice in points, by object [95 % interval]; p of a sign-flip test by subject, adjusted for all "
-        "of the table (Holm)",
-        ["", *map(in_words, asked)],
-        [
-            [
-                f"{NAMES[b]} – {NAMES[a]}",
-                *(f"{number(one.difference, scale=100.0)}, p = {next(adjusted):.2g}" for one in line),
-            ]
-            for (a, b), line in zip(known, compared, strict=True)
-        ],
-    )
+    pairs = [(by_name[b], by_name[a]) for a, b in PAIRS if a in by_name and b in by_name]
+    page.differences("Differences", pairs, resampler)
 
     asked = boxes_of(models)
     body = []
     for one in models:
-        cells = [
-            page.kept("boxes", one.name, condition, "dice", estimate(one.at(condition), "dice", resampler))
-            for condition in asked
-        ]
-        mean = robust(one, resampler)
-        body.append([NAMES[one.name], *map(percent, cells), "–" if mean is None else percent(mean)])
+        mean = robust([row for condition in SEVEN for row in one.at(condition)], resampler)
+        each = [robust([row for row in one.rows if row.seed == seed], resampler) for seed in one.seeds]
+        body.append(
+            [
+                *page.boxes("boxes", one, asked, resampler),
+                "–" if mean is None else page.kept("boxes", one.name, ("seven", 0.0), "dice", mean),
+                ", ".join("–" if value is None else f"{100 * value.estimate:.1f}" for value in each),
+            ]
+        )
     page.table(
-        "Boxes that are not tight: Dice in percent [95 % interval]", ["", *map(in_words, asked), "mean of seven"], body
+        "Boxes that are not tight: Dice in percent [95 % interval]",
+        ["", *map(in_words, asked), "mean of seven", "of each seed"],
+        body,
     )
 
     shown = [by_name[name] for name in ("scribble", "lite-medsam", "released") if name in by_name]
     lines: dict[str, list[str]] = {}
     for one in shown:
-        run = Run(tuple(one.rows), {}, Path())
-        for found in by_modality(run, one.cases, np.random.default_rng(0)):
+        for found in by_modality(Run(tuple(one.at(TIGHT)), {}, Path()), one.cases, np.random.default_rng(0)):
             cells = lines.setdefault(found.modality, [found.modality, str(found.cases)])
             cells += [percent(found.dice.as_interval()), percent(found.nsd.as_interval())]
     page.table(
         "By modality: tight boxes, Dice and NSD in percent [95 % interval] (the paper's tables 4 and 6)",
-        ["", "images", *(f"{NAMES[one.name]}, {name}" for one in shown for name in ("Dice", "NSD"))],
+        ["", "images", *(f"{one.title}, {name}" for one in shown for name in ("Dice", "NSD"))],
         [line for line in lines.values() if len(line) == 2 + 2 * len(shown)],
     )
 
-    asked = boxes_of(encoders)
-    body = []
-    for one in encoders:
-        cells: list[str] = []
-        for condition in asked:
-            found = page.kept("stage 1", one.name, condition, "dice", estimate(one.at(condition), "dice", resampler))
-            cells.append(percent(found))
-        difference, counts = "–", "–"
-        if one.name != "released" and encoders[0].name == "released":
-            paired = against(one.at(TIGHT), encoders[0].at(TIGHT), "dice", resampler)
-            difference = f"{number(paired.difference, scale=100.0)}, p = {paired.p:.2g}"
-            counts = "{} / {}".format(*better_and_worse(one, encoders[0]))
-        body.append([one.name, *cells, difference, counts])
-    page.table(
-        "Stage 1: Dice in percent [95 % interval]",
-        ["", *map(in_words, asked), "tight, minus released", "subjects better / worse"],
-        body if len(body) > 1 else [],
-    )
+    if len(encoders) > 1:
+        asked = boxes_of(encoders)
+        page.table(
+            "Stage 1: Dice in percent [95 % interval]",
+            ["", *map(in_words, asked)],
+            [page.boxes("stage 1", one, asked, resampler) for one in encoders],
+        )
+        if encoders[0].name == "released":
+            page.differences("Stage 1", [(one, encoders[0]) for one in encoders[1:]], resampler)
 
     rows = (models or encoders)[0].rows
-    objects, subjects = len({row.key[:4] for row in rows}), len({(row.dataset, row.subject) for row in rows})
+    objects, subjects = len({row.key[:4] for row in rows}), len({row.subject for row in rows})
+    tolerances = ", ".join(sorted({f"{line['NSD at']}" for one in (*models, *encoders) for line in one.made}))
     seeds = ", ".join(f"{one.name} {len(one.seeds)}" for one in models)
     page.lines += [
-        f"{objects} objects of {subjects} subjects; seeds of training: {seeds}. NSD at 2 mm, or at 2 pixels in images "
-        "without spacing. `*`: fewer than eight subjects, or a data set with one alone, so the interval is likely too "
-        "short.",
+        f"{objects} objects of {subjects} subjects; seeds of training: {seeds}. NSD at {tolerances} mm, or pixels "
+        "in images without spacing. `*`: fewer than eight subjects, or a data set with one alone, so the interval is "
+        "likely too short.",
         "",
     ]
     made = [line for one in (*models, *(one for one in encoders if one.name != "released")) for line in one.made]

@@ -241,6 +241,7 @@ class TestSwinLiteMedSAM:
         lines = next(lines for title, lines in shown.items() if title.startswith("Differences"))
         assert lines[0][1:] == ["-25 %", "-15 %", "-8 %", "tight", "+8 %", "+15 %", "+25 %"]
         found = {tuple(line[0].split(" – ")): float(line[4].split(" [")[0]) for line in lines[1:]}
+        assert all(line[4].endswith("18 / 0") for line in lines[1:])
         names = tables.NAMES
         assert found == {
             (names["skip"], names["encoder"]): 5.0,
@@ -255,8 +256,21 @@ class TestSwinLiteMedSAM:
         self.measured(tables, tmp_path / "test" / "stage2" / "scribble-2", 0.8, boxes=boxes)
         shown = self.shown(tables, tmp_path, monkeypatch)
         head, line = next(lines for title, lines in shown.items() if title.startswith("Boxes"))
-        assert len(head) == 2 + boxes
-        assert line[-1].split()[0] == mean
+        assert len(head) == 3 + boxes
+        assert line[-2].split()[0] == mean
+
+    def test_a_box_counts_if_every_seed_has_it(
+        self, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for job, boxes in (("scribble-0", 7), ("scribble-1", 3), ("skip-0", 7)):
+            self.measured(tables, tmp_path / "test" / "stage2" / job, 0.8, boxes=boxes)
+        shown = self.shown(tables, tmp_path, monkeypatch)
+        head, skip, scribble = next(lines for title, lines in shown.items() if title.startswith("Boxes"))
+        assert len(head) == len(skip) == len(scribble) == 3 + 7
+        assert "not asked" not in skip
+        assert scribble[1:].count("not asked") == 4
+        assert scribble[-2:] == ["–", "75.0, –"]
+        assert skip[-2].startswith("75.0 [")
 
     def test_encoders_stand_beside_the_released_one(
         self, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -268,11 +282,11 @@ class TestSwinLiteMedSAM:
         ]
         written(tmp_path / "test" / "stage1" / "half", rows)
         shown = self.shown(tables, tmp_path, monkeypatch)
-        _, released, half = next(lines for title, lines in shown.items() if title.startswith("Stage 1"))
-        assert released[0] == "released"
-        assert released[-2:] == ["–", "–"]
-        assert half[-1] == "16 / 1"
-        assert half[-2].startswith("8.3 [")  # (16 x 10 - 10) / 18
+        (_, released, half), (_, difference) = (lines for title, lines in shown.items() if title.startswith("Stage 1"))
+        assert (released[0], released[1].split()[0], half[0]) == (tables.NAMES["released"], "50.0", "half")
+        assert difference[1].startswith("8.3 [")  # (16 x 10 - 10) / 18
+        assert difference[1].endswith("16 / 1")
+        assert "18 objects of 18 subjects" in (tmp_path / "tables.md").read_text()
 
     def test_a_person_who_was_trained_on_is_left_out(self, tables: ModuleType, tmp_path: Path) -> None:
         stranger = row(dataset="medscribble", subject="medscribble/ACDC__patient056", dice=1.0)

@@ -61,8 +61,10 @@ def distill(
     ] = None,
     rate: Annotated[float | None, typer.Option(help="The learning rate of the first stage (default: 2e-4).")] = None,
     epochs: Annotated[int | None, typer.Option(help="How many epochs, of the first stage (default: 10).")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of an epoch (default: every view once).")] = None,
-    batch: Annotated[int | None, typer.Option(help="Views of a step (default: 8).")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of an epoch, of the first stage (default: every view once).")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Views of a step, of the first stage (default: 8).")] = None,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
     seed: Annotated[int | None, typer.Option(help="The number that all that is drawn follows from.")] = None,
     name: Annotated[str | None, typer.Option(help="Its name (default: that of FILE).")] = None,
