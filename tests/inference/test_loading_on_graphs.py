@@ -267,7 +267,7 @@ class TestBeingPrepared:
     def test_what_openvino_compiled_is_kept(self) -> None:
         runtime = palpate.load("tiny", runtime="openvino").runtime
         assert isinstance(runtime, GraphRuntime)
-        assert list((runtime.prepared.folder / "compiled").glob("*.blob"))
+        assert list((runtime.prepared.folder / "compiled").rglob("*.blob"))
 
     @pytest.mark.usefixtures("catalog_of_prepared")
     def test_other_weights_are_another_model(self, tmp_path: Path) -> None:
@@ -519,6 +519,24 @@ def test_lower_precision_has_embeddings_of_its_own(runtime: str) -> None:
     apart = np.abs(first - second).max() / np.abs(first).max()
     assert 1e-5 < apart < 0.1
     assert second.dtype == np.float32
+
+
+@pytest.mark.usefixtures("catalog_of_prepared")
+@pytest.mark.parametrize("order", [("float32", "lower", "float32"), ("lower", "float32", "lower")])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_what_was_compiled_in_one_precision_is_not_taken_for_another(precision: str, order: tuple[str, ...]) -> None:
+    if precision not in engines.precisions():
+        pytest.skip(f"this processor has no {precision}")
+    canvas = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
+    shutil.rmtree(next(prepared.home().glob("*/compiled")))
+    found: dict[str, list[np.ndarray]] = {"float32": [], "lower": []}
+    for which in order:  # the third time it is what was kept
+        session = palpate.load("tiny", runtime="openvino", precision="float32" if which == "float32" else precision)
+        found[which].append(session.runtime.encode(canvas).features)
+    exact = palpate.load("tiny", runtime="torch").runtime.encode(canvas).features
+    scale = np.abs(exact).max()
+    assert all(np.abs(one - exact).max() < 1e-5 * scale for one in found["float32"])
+    assert all(np.abs(one - exact).max() > 1e-4 * scale for one in found["lower"])
 
 
 @pytest.mark.usefixtures("catalog")

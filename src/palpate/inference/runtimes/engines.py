@@ -71,7 +71,8 @@ class OpenVINO:
         # Told nothing, the plugin takes bfloat16 where the processor has it, and masks move.
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if self.kept is not None:
-            settings["CACHE_DIR"] = str(self.kept)
+            # A folder each: OpenVINO takes a graph that was compiled in float32 for one in float16 (2026.4.1).
+            settings["CACHE_DIR"] = str(self.kept / self.precision)
         if threads := self.threads or _threads():
             settings["INFERENCE_NUM_THREADS"] = threads
         with locale_kept():
