@@ -212,35 +212,44 @@ let previewing = false;
 let waiting = null;
 
 /**
- * Show the mask of a prompt that is still being drawn. One is asked for at a time, and only the last one waits. The
- * first on a slice is slow, since the slice is encoded then, which the prompt would need anyway; where the next is slow
- * too, the machine is, and the mask comes with the prompt. A machine that is known to be slow, at first by what the
- * server says of it, is asked for a second one only if the first was quick.
+ * Show the mask of a prompt that is still being drawn. One is asked for at a time, and only the last one waits, even
+ * where the one under way is of a gesture that has ended. The first on a slice is slow, since the slice is encoded then,
+ * which the prompt would need anyway; where the next is slow too, the machine is, and the mask comes with the prompt. A
+ * machine that is known to be slow, at first by what the server says of it, is asked for a second one only if the first
+ * was quick.
  */
 export async function preview(what) {
-  waiting = what;
-  if (previewing) return;
   const { case: one, gesture, about } = app;
   if (!one || !gesture) return;
-  previewing = true;
   gesture.slow ??= about.preview_ms > QUICK_MS ? 1 : 0;
+  waiting = { what, one, gesture };
+  if (previewing) return;
+  previewing = true;
   try {
-    while (waiting && app.gesture === gesture && app.case === one && gesture.slow < 2) {
+    while (waiting) {
       const next = waiting;
       waiting = null;
-      const begun = performance.now();
-      const patch = await one.preview({ ...next, ...lookedAt() });
-      const took = performance.now() - begun;
-      if (took > QUICK_MS) gesture.slow += 1;
-      if (gesture.previewed) about.preview_ms = took;
-      gesture.previewed = true;
-      if (app.case === one && app.gesture === gesture) app.view.preview(patch);
+      if (goesOn(next) && next.gesture.slow < 2) await glimpse(next);
     }
-  } catch {
-    // a preview that fails is none; the prompt itself will say why
   } finally {
     previewing = false;
-    waiting = null;
+  }
+}
+
+const goesOn = ({ one, gesture }) => app.case === one && app.gesture === gesture;
+
+async function glimpse(next) {
+  const { what, one, gesture } = next;
+  const begun = performance.now();
+  try {
+    const patch = await one.preview({ ...what, ...lookedAt() });
+    const took = performance.now() - begun;
+    if (took > QUICK_MS) gesture.slow += 1;
+    if (gesture.previewed) app.about.preview_ms = took;
+    gesture.previewed = true;
+    if (goesOn(next)) app.view.preview(patch);
+  } catch {
+    // a preview that fails is none; the prompt itself will say why
   }
 }
 
