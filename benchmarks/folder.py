@@ -5,8 +5,9 @@
 DATA is a manifest, its folder, or another data set that palpate opens; the first images of its test split go into a
 folder, and LEARNED is what `palpate learn` made. A cluster of one worker process and one of two segment that folder in
 turns, so that what else the machine does falls on both alike; the ratio is the median of the ratios of single rounds.
-Workers have started and loaded the network before the first round. Every mask and every line of the table must be the
-same as what this process writes by itself, or there is no table.
+Each round has a cluster of its own, as workers remember what they encoded; that they start, and load the network on
+other images, is not counted. Every mask and every line of the table must be the same as what this process writes by
+itself, or there is no table.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from palpate.inference.folder_images import Entry
 from palpate.inference.processes import quick_memory
 
 WORKERS = (1, 2)
+WARMING = 8
+"""So many images are segmented before, so that each worker gets some."""
 
 
 def main() -> None:
@@ -42,37 +45,39 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     split = None if options.split == "all" else options.split
-    cases = list(open_dataset(options.data, dataset=options.dataset or None, split=split))[: options.images]
+    cases = list(open_dataset(options.data, dataset=options.dataset or None, split=split))[: options.images + WARMING]
     entries = [Entry(case.image, f"{number:03d}-{case.image.name}") for number, case in enumerate(cases)]
-    print(report(measure(entries, Loading({"auto": options.learned, "device": "cpu"}), options.rounds), len(entries)))
+    if len(entries) <= WARMING:
+        sys.exit(f"{options.data} has {len(entries)} such images; {WARMING} are needed to warm up, and some to measure")
+    loading = Loading({"auto": options.learned, "device": "cpu"})
+    print(report(measure(entries[WARMING:], entries[:WARMING], loading, options.rounds), len(entries) - WARMING))
 
 
-def measure(entries: Sequence[Entry], loading: Loading, rounds: int) -> dict[int, list[float]]:
+def measure(entries: Sequence[Entry], others: Sequence[Entry], loading: Loading, rounds: int) -> dict[int, list[float]]:
     """Seconds of every round, by the number of workers."""
     from distributed import LocalCluster
 
     session = loading()
     seconds: dict[int, list[float]] = {workers: [] for workers in WORKERS}
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         find_in(session, entries, folder / "alone", helpers=Helpers(loading))
         wanted = content(folder / "alone")
-        helpers: dict[int, Helpers] = {}
-        for workers in WORKERS:
-            with quick_memory():
-                cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
-            stack.enter_context(cluster)
-            helpers[workers] = Helpers(loading, dask=cluster.scheduler_address)
-            # Each worker gets some, and loads the network.
-            find_in(session, entries[: 4 * workers], folder / f"warm-{workers}", helpers=helpers[workers])
         for number in range(rounds):
             for workers in WORKERS:
-                out = folder / f"{number}-{workers}"
-                start = time.perf_counter()
-                find_in(session, entries, out, helpers=helpers[workers])
-                seconds[workers].append(time.perf_counter() - start)
+                with ExitStack() as stack:
+                    with quick_memory():
+                        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
+                    stack.enter_context(cluster)
+                    helpers = Helpers(loading, dask=cluster.scheduler_address)
+                    find_in(session, others, folder / f"warm-{number}-{workers}", helpers=helpers)
+                    out = folder / f"{number}-{workers}"
+                    start = time.perf_counter()
+                    find_in(session, entries, out, helpers=helpers)
+                    seconds[workers].append(time.perf_counter() - start)
                 if content(out) != wanted:
                     sys.exit(f"round {number}: {workers} workers wrote something else than one process")
+                print(f"round {number}, {workers}: {seconds[workers][-1]:.2f} s", file=sys.stderr)
     return seconds
 
 

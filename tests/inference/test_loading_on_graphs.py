@@ -24,6 +24,7 @@ import palpate
 import tiny_sam2
 from palpate.errors import PalpateError, PromptError, SettingError, WeightsError
 from palpate.inference import prepared, preparing
+from palpate.inference.export import Graph, write_onnx
 from palpate.inference.runtimes import engines
 from palpate.inference.runtimes.engines import OpenVINO
 from palpate.inference.runtimes.graphs import OBJECTS_AT_ONCE, FindingGraphRuntime, GraphRuntime
@@ -607,6 +608,34 @@ assert "scipy" not in sys.modules
     assert done.returncode == 0, done.stderr
     assert "OpenVINO" in done.stdout
     assert (tmp_path / "mask.png").is_file()
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core, or nobody says which"
+)
+def test_threads_of_processes_that_were_allowed_few_are_not_all_bound_to_the_first_core(tmp_path: Path):
+    rows = torch.zeros(1024, 1024)
+    write_onnx(Graph("product", nn.Linear(1024, 1024), {"x": rows}, {"y": rows}), tmp_path / "product.onnx")
+    script = f"""
+import os, threading
+from pathlib import Path
+import numpy as np
+from palpate.inference.runtimes.engines import OpenVINO
+run, over = OpenVINO(threads=1).open(Path({str(tmp_path / "product.onnx")!r})), threading.Event()
+def work():
+    for _ in range(50):
+        run({{"x": np.zeros((1024, 1024), np.float32)}})
+    over.set()
+threading.Thread(target=work).start()
+least = []
+while not over.wait(0.002):  # it is only bound while it works
+    least.append(min(len(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")))
+assert len(least) > 10
+print(min(least))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(os.sched_getaffinity(0))
 
 
 class TestLocale:

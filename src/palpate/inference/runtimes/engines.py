@@ -75,6 +75,9 @@ class OpenVINO:
             settings["CACHE_DIR"] = str(self.kept / self.precision)
         if threads := self.threads or _threads():
             settings["INFERENCE_NUM_THREADS"] = threads
+            # Bound to the first cores, as is usual, they would share these with the threads of other processes that
+            # were allowed as few: two workers of one thread were as slow as one.
+            settings["ENABLE_CPU_PINNING"] = False
         with locale_kept():
             try:
                 # Its own fusion of attention is slower than the plain operations on these graphs.
