@@ -1,6 +1,6 @@
 """What would an encoder in int8 save, and what would it do to masks of real images?
 
-    python benchmarks/int8.py DATA [--model lite-medsam] [--images 64] [--turns 15]
+    python benchmarks/int8.py DATA [--model lite-medsam] [--images 64] [--kinds MatMul Gemm] [--turns 15]
 
 The encoder that is prepared for OpenVINO is quantised after training: weights of convolutions and products of matrices
 a channel at a time, what goes into them by the range that it has on images of the split `train`, of which one slice of

@@ -4,7 +4,7 @@
 
 Of each picture, and of the fullest slice of each volume, up to two objects (the largest connected parts of labels) are
 segmented from their tight boxes, in float32 by PyTorch and by each of the `--ways`. Agreement is the Dice of the two
-masks; Dice with the reference says whether it matters. Pixels that a picture is small in count for more, as ever.
+masks; Dice with the reference says whether it matters. On a small picture each pixel counts for more.
 """
 
 from __future__ import annotations

@@ -85,15 +85,13 @@ def main() -> None:
 def work(model: str, name: str, threads: int, pipe: Connection) -> None:
     """Load a model on a runtime, and take a turn whenever told to."""
     runtime, precision = CANDIDATES[name]
-    if runtime == "onnxruntime":
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # else it takes as many as there are cores
     import palpate
 
     if name == "torch, quick memory":
         from palpate.inference.processes import be_quick
 
         be_quick()
-    ready = palpate.load(model, device="cpu", runtime=runtime, precision=precision).runtime
+    ready = palpate.load(model, device="cpu", runtime=runtime, precision=precision, threads=threads).runtime
     if runtime == "torch":
         import torch
 

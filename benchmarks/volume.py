@@ -22,6 +22,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -46,23 +47,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--model", default="lite-medsam")
     parser.add_argument("--child", choices=[*WAYS], help=argparse.SUPPRESS)
-    parser.add_argument("--labels", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(segmented(options)))
         return
     found: dict[str, list[dict[str, float]]] = {way: [] for way in options.ways}
     labels: dict[str, np.ndarray] = {}
-    for _ in range(options.rounds):
-        for way in options.ways:
-            path = f"{os.environ.get('TMPDIR', '/tmp')}/palpate-volume-{os.getpid()}.npy"
-            own = [sys.executable, __file__, "--child", way, "--labels", path, "--model", options.model]
-            command = [*own, "--slices", str(options.slices), "--side", str(options.side)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found[way].append(json.loads(done.stdout.splitlines()[-1]))
-            labels[way] = np.load(path)
-            Path(path).unlink()
-            print(f"{way}: {found[way][-1]}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # Made here, so that it does not count to the memory of the others.
+        volume, places = phantom(options.slices, options.side)
+        np.save(folder / "volume.npy", volume)
+        np.save(folder / "places.npy", [[(side.start, side.stop) for side in place] for place in places])
+        for _ in range(options.rounds):
+            for way in options.ways:
+                own = [sys.executable, __file__, "--child", way, "--folder", name, "--model", options.model]
+                done = subprocess.run(own, capture_output=True, text=True, check=True)
+                found[way].append(json.loads(done.stdout.splitlines()[-1]))
+                labels[way] = np.load(folder / "labels.npy")
+                print(f"{way}: {found[way][-1]}", file=sys.stderr, flush=True)
     first = options.ways[0]
     print(
         f"{options.slices} x {options.side} x {options.side}, four organs; {os.cpu_count()} cores, "
@@ -111,7 +115,7 @@ def phantom(slices: int, side: int) -> tuple[np.ndarray, list[tuple[slice, slice
 
 
 def segmented(options: argparse.Namespace) -> dict[str, float]:
-    """One way's seconds, encodings, decodings and memory; its label map goes into the file `--labels`."""
+    """One way's seconds, encodings, decodings and memory; its label map goes into the folder."""
     import palpate
 
     runtime, precision = WAYS[options.child]
@@ -119,7 +123,8 @@ def segmented(options: argparse.Namespace) -> dict[str, float]:
         from palpate.inference.processes import be_quick
 
         be_quick()  # as the command line does
-    volume, places = phantom(options.slices, options.side)
+    volume = np.load(options.folder / "volume.npy")
+    places = [tuple(slice(*map(int, side)) for side in place) for place in np.load(options.folder / "places.npy")]
     session = palpate.load(options.model, device="cpu", runtime=runtime, precision=precision)
     ready = session.runtime
     counted = {"encoded": 0.0, "decoded": 0.0, "encoding": 0.0, "decoding": 0.0}
@@ -164,7 +169,7 @@ def segmented(options: argparse.Namespace) -> dict[str, float]:
         labels = session.predict_all(targets).labels
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    np.save(options.labels, labels)
+    np.save(options.folder / "labels.npy", labels)
     unit = 1e9 if sys.platform == "darwin" else 1e6
     return {"seconds": seconds, "memory": (peak - before) / unit, **counted}
 
