@@ -13,15 +13,15 @@ itself, or there is no table.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
+
+from conditions import conditions
 
 from palpate.datasets import open_dataset
 from palpate.inference.folder import find_in
@@ -50,7 +50,16 @@ def main() -> None:
     if len(entries) <= WARMING:
         sys.exit(f"{options.data} has {len(entries)} such images; {WARMING} are needed to warm up, and some to measure")
     loading = Loading({"auto": options.learned, "device": "cpu"})
-    print(report(measure(entries[WARMING:], entries[:WARMING], loading, options.rounds), len(entries) - WARMING))
+    session = loading()
+    told = conditions(
+        "torch", "openvino", "distributed", model=session.runtime.model, weights=session.runtime.weights_hash
+    )
+    seconds = measure(entries[WARMING:], entries[:WARMING], loading, options.rounds)
+    count = len(entries) - WARMING
+    print(
+        f"{told}; {count} images, workers of one thread each; medians of {options.rounds} rounds, with equal files in "
+        f"every round\n\n{report(seconds, count)}"
+    )
 
 
 def measure(entries: Sequence[Entry], others: Sequence[Entry], loading: Loading, rounds: int) -> dict[int, list[float]]:
@@ -90,10 +99,6 @@ def report(seconds: dict[int, list[float]], images: int) -> str:
     """The table: medians over rounds; ratios to one worker, round by round."""
     first = seconds[WORKERS[0]]
     lines = [
-        f"{images} images, workers of one thread each, {platform.machine()}; medians of {len(first)} rounds; equal "
-        f"files in every round; palpate {version('palpate')}, torch {version('torch')}, distributed "
-        f"{version('distributed')}",
-        "",
         "| workers | seconds | images a second | times as fast as one |",
         "|---:|---:|---:|---:|",
     ]

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from conditions import conditions
 
 import palpate
 from palpate import Box, Session, Target
@@ -34,6 +35,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     session = palpate.load(options.model, device="cpu", runtime=options.runtime)
+    said = conditions(options.runtime, model=options.model, weights=session.runtime.weights_hash)
+    print(f"{said}; medians of {options.rounds} rounds")
     rng = np.random.default_rng(0)
     questions: dict[str, tuple[tuple[int, ...], Callable[[int], float]]] = {
         "slices": (SLICES, lambda count: of_volume(session, rng, slices=count, objects=1)),

@@ -1,10 +1,11 @@
 """What would an encoder in int8 save, and what would it do to masks of real images?
 
-    python benchmarks/int8.py DATA [--model lite-medsam] [--images 64] [--kinds MatMul Gemm] [--turns 15]
+    python benchmarks/int8.py DATA [--model lite-medsam] [--tool nncf] [--images 64] [--kinds MatMul Gemm] [--turns 15]
 
 The encoder that is prepared for OpenVINO is quantised after training: weights of convolutions and products of matrices
 a channel at a time, what goes into them by the range that it has on images of the split `train`, of which one slice of
-each volume counts. Some products can be left as they are (`--keep`). Then both encoders take turns on one canvas, and
+each volume counts. ONNX Runtime's tool can leave some products as they are (`--kinds`, `--keep`); NNCF, which is
+OpenVINO's own (`pip install nncf`), chooses by itself. Then both encoders take turns on one canvas, and
 objects of `--split` are segmented from tight boxes with each, as in precision.py; the decoder stays as it is.
 """
 
@@ -16,22 +17,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx
+import openvino
+from conditions import conditions
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from precision import objects
+from precision import objects, spread
 from rich.progress import track
 
 import palpate
 from palpate import Box
 from palpate.datasets import Case, open_dataset
 from palpate.images import Image
-from palpate.inference.runtimes.engines import OpenVINO
+from palpate.inference.prepared import measured
+from palpate.inference.runtimes.engines import Answer, OpenVINO
 from palpate.inference.runtimes.graphs import GraphRuntime
 from palpate.inference.session import Session
 from palpate.metrics import dice
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--split", default="val")
     parser.add_argument("--model", default="lite-medsam")
+    parser.add_argument("--tool", choices=["onnxruntime", "nncf"], default="onnxruntime")
     parser.add_argument("--images", type=int, default=64, help="of train, by which ranges are set")
     parser.add_argument("--method", choices=["MinMax", "Percentile", "Entropy"], default="MinMax")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], help="which operations become int8")
@@ -56,27 +59,34 @@ def main() -> None:
     runtime = exact.runtime
     assert isinstance(runtime, GraphRuntime)
     seen = list(open_dataset(options.data, split="train"))
-    seen = seen[:: max(1, len(seen) // options.images)]
+    seen = spread(seen, options.images)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         begun = time.perf_counter()
-        quantise(runtime.prepared.graph("encoder"), folder, canvases(exact, seen), options)
+        encoder = runtime.prepared.graph("encoder")
+        if options.tool == "nncf":
+            quantise_by_nncf(encoder, folder, canvases(exact, seen))
+        else:
+            quantise(encoder, folder, canvases(exact, seen), options)
         took = time.perf_counter() - begun
         for path in runtime.prepared.folder.glob("*.onnx"):
-            if path.stem != "encoder":
+            if not (folder / path.name).exists():
                 (folder / path.name).symlink_to(path)
-        graphs = {one.stem: (one.stat().st_size, sha256(one.read_bytes()).hexdigest()) for one in folder.glob("*.onnx")}
-        quantised = GraphRuntime(replace(runtime.prepared, folder=folder, graphs=graphs), OpenVINO())
+        graphs = {one.stem: measured(one) for one in folder.glob("*.onnx")}
+        quantised = GraphRuntime(replace(runtime.prepared, folder=folder, graphs=graphs), Quantised())
         ratio, own, other = in_turns(runtime, quantised, options.turns)
         cases = list(open_dataset(options.data, split=options.split))
-        cases = cases[:: max(1, len(cases) // options.cases)] if options.cases else cases
+        cases = spread(cases, options.cases) if options.cases else cases
         agreement, with_exact, with_int8 = beside(exact, Session(quantised), cases)
-        sizes = [graph.stat().st_size / 1e6 for graph in (runtime.prepared.graph("encoder"), folder / "encoder.onnx")]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("palpate", "openvino", "onnxruntime", "onnx"))
+        is_nncf = options.tool == "nncf"
+        written = folder / ("encoder.bin" if is_nncf else "encoder.onnx")
+        sizes = [graph.stat().st_size / 1e6 for graph in (encoder, written)]
+    packages = ("openvino", "nncf") if is_nncf else ("openvino", "onnxruntime", "onnx")
+    print(conditions(*packages, model=options.model, weights=runtime.weights_hash))
+    how = "NNCF" if is_nncf else f"{options.method}, {', '.join(options.kinds)}"
     print(
-        f"{options.model} (weights {runtime.weights_hash[:12]}), ranges ({options.method}) of {len(seen)} images in "
-        f"{took:.0f} s, {', '.join(options.kinds)}; {len(agreement)} objects of {len(cases)} "
-        f"cases of {options.split}; {packages}\n"
+        f"\nRanges of {len(seen)} images of train ({how}) in {took:.0f} s; {len(agreement)} objects of {len(cases)} "
+        f"cases of {options.split}; {options.turns} turns.\n"
     )
     print("| encoder | ms | times quicker | MB | mean agreement | least | below 0.95 | Dice with the reference |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
@@ -86,6 +96,15 @@ def main() -> None:
         f"| int8 | {1000 * other:.0f} | {ratio:.2f} | {sizes[1]:.0f} | {np.mean(agreement):.4f} | "
         f"{min(agreement):.4f} | {few} | {100 * np.mean(with_int8):.2f} |"
     )
+
+
+class Quantised(OpenVINO):
+    """OpenVINO, which opens a graph in its own format where there is one beside the ONNX file."""
+
+    def open(self, path: Path) -> Answer:
+        """The graph in a file, compiled."""
+        own = path.with_suffix(".xml")
+        return super().open(own if own.exists() else path)
 
 
 def canvases(session: Session, cases: list[Case]) -> Iterator[np.ndarray]:
@@ -136,6 +155,22 @@ def quantise(path: Path, folder: Path, given: Iterator[np.ndarray], options: arg
         calibrate_method=CalibrationMethod[options.method],
     )
     ready.unlink()
+
+
+def quantise_by_nncf(path: Path, folder: Path, given: Iterator[np.ndarray]) -> None:
+    """Write `encoder.xml` in int8 into a folder."""
+    import nncf
+
+    seen = list(given)
+    model = nncf.quantize(
+        openvino.Core().read_model(path),
+        nncf.Dataset(seen),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(seen),
+        # It takes the table of positions, of which a Gather picks, for weights, and stumbles (3.4.0).
+        ignored_scope=nncf.IgnoredScope(types=["Gather"]),
+    )
+    openvino.save_model(model, folder / "encoder.xml", compress_to_fp16=False)
 
 
 def in_turns(first: GraphRuntime, second: GraphRuntime, turns: int) -> tuple[float, float, float]:

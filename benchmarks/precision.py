@@ -10,18 +10,17 @@ masks; Dice with the reference says whether it matters. On a small picture each 
 from __future__ import annotations
 
 import argparse
-import platform
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from conditions import conditions
 from rich.progress import track
 from scipy import ndimage
 
 import palpate
 from palpate import Box
-from palpate.datasets import open_dataset
+from palpate.datasets import Case, open_dataset
 from palpate.metrics import dice
 
 WAYS = {
@@ -49,7 +48,7 @@ def main() -> None:
     }
     exact = "torch, float32"
     cases = list(open_dataset(options.data, split=options.split))
-    cases = cases[:: max(1, len(cases) // options.cases)] if options.cases else cases
+    cases = spread(cases, options.cases) if options.cases else cases
     agreement: dict[str, list[float]] = {way: [] for way in options.ways}
     truth: dict[str, list[float]] = {way: [] for way in settings}
     for case in track(cases, description="segmenting"):
@@ -68,16 +67,19 @@ def main() -> None:
             truth[way] += [dice(mask, known) for mask, known in zip(masks[way], parts, strict=True)]
             if way in agreement:
                 agreement[way] += [dice(mask, other) for mask, other in zip(masks[way], masks[exact], strict=True)]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("palpate", "torch", "openvino", "onnxruntime"))
-    print(
-        f"{options.model} (weights {sessions[exact].runtime.weights_hash[:12]}), {len(truth[exact])} objects of "
-        f"{len(cases)} cases of {options.split}; Python {platform.python_version()}, {packages}\n"
-    )
+    weights = sessions[exact].runtime.weights_hash
+    said = conditions("torch", "openvino", "onnxruntime", model=options.model, weights=weights)
+    print(f"{said}; {len(truth[exact])} objects of {len(cases)} cases of {options.split}\n")
     print("| way | mean agreement | least | below 0.95 | mean Dice with the reference |\n|---|---:|---:|---:|---:|")
     print(f"| {exact} | 1 | 1 | 0 | {100 * np.mean(truth[exact]):.2f} |")
     for way, own in agreement.items():
         few = sum(one < 0.95 for one in own)
         print(f"| {way} | {np.mean(own):.4f} | {min(own):.4f} | {few} | {100 * np.mean(truth[way]):.2f} |")
+
+
+def spread(cases: list[Case], count: int) -> list[Case]:
+    """So many of them, evenly spread."""
+    return [cases[i] for i in np.linspace(0, len(cases) - 1, min(count, len(cases))).astype(int)]
 
 
 def objects(labels: np.ndarray) -> list[np.ndarray]:

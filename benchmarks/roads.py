@@ -14,24 +14,24 @@ import argparse
 import copy
 import itertools
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
 import torch
+from conditions import conditions
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 import palpate
 from palpate.inference.export import answered, write_onnx
+from palpate.inference.processes import be_quick
 from palpate.inference.runtimes.graphs import OBJECTS_AT_ONCE, GraphRuntime
 from palpate.models import catalogue, weights
 from palpate.models.graphs import EncoderGraph
@@ -39,6 +39,7 @@ from palpate.models.token_graph import TokenDecoderGraph
 
 BOXES = 16
 BATCH = 4
+POINTS = (2, 8, 16, 24, 40)
 SHIPPED: dict[str, Any] = {
     "INFERENCE_PRECISION_HINT": "f32",
     "PERFORMANCE_HINT": "LATENCY",
@@ -46,6 +47,7 @@ SHIPPED: dict[str, Any] = {
 }
 """As in `palpate.inference.runtimes.engines`."""
 FUSED: dict[str, Any] = {name: value for name, value in SHIPPED.items() if name != "SNIPPETS_MODE"}
+ROUNDED = {"INFERENCE_PRECISION_HINT": "bf16"}
 
 Feeds = Mapping[str, np.ndarray]
 Job = Callable[[], object]
@@ -60,15 +62,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
+    be_quick()
     torch.set_num_threads(options.threads)
     ready = palpate.load(options.model, device="cpu", runtime="openvino").runtime
     assert isinstance(ready, GraphRuntime)
+    if "tokens" not in ready.prepared.graphs:
+        raise SystemExit(f"{options.model} has no decoder for tokens alone; choose a model of the SAM family")
     loaded = weights.load(catalogue.card(options.model))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("palpate", "torch", "openvino"))
-    print(
-        f"{options.model} (weights {ready.weights_hash[:12]}); {options.threads} threads, {platform.machine()}; "
-        f"{options.turns} turns; Python {platform.python_version()}, {packages}\n"
-    )
+    said = conditions("torch", "openvino", model=options.model, weights=ready.weights_hash, threads=options.threads)
+    print(f"{said}; {options.turns} turns\n")
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         Roads(ready, loaded.model, options.threads, options.turns, Path(name)).told()
 
@@ -77,7 +79,7 @@ class Roads:
     """One model, its prepared graphs, and made-up input for them."""
 
     def __init__(self, ready: GraphRuntime, network: Any, threads: int, turns: int, scratch: Path) -> None:
-        self.paths = {name: ready.prepared.graph(name) for name in ("encoder", "decoder", "tokens")}
+        self.paths = {name: ready.prepared.graph(name) for name in ready.prepared.graphs}
         self.network = network.eval()
         self.threads, self.turns, self.scratch = threads, turns, scratch
         size = ready.frame.size
@@ -91,11 +93,15 @@ class Roads:
         """Print everything."""
         self.operations()
         self.profile("encoder", {"canvas": self.canvas})
+        self.profile("encoder", {"canvas": self.canvas}, ROUNDED)
         self.profile("tokens", self.boxes(1))
         self.compare("an image", self.of_encoder())
+        self.compare("an image, bfloat16", self.of_rounded_encoder())
         self.compare("a box alone", self.of_decoder(1))
         self.compare(f"a box, {OBJECTS_AT_ONCE} in a call", self.of_decoder(OBJECTS_AT_ONCE))
-        self.compare(f"a box, {BOXES} in a call, as palpate would not ask", self.of_decoder(BOXES))
+        self.compare(f"a box of {BOXES}", self.of_calls())
+        for count in POINTS:
+            self.compare(f"an object of {count} points", self.of_points(count))
 
     def boxes(self, count: int, *, masks: bool = False) -> dict[str, np.ndarray]:
         """What the decoder is asked for so many boxes."""
@@ -114,11 +120,17 @@ class Roads:
     def operations(self) -> None:
         """What the networks need at least, at the pace of a product of matrices."""
         side = 2048
-        a, b = torch.rand(side, side), torch.rand(side, side)
-        least = min(timed(lambda: a @ b) for _ in range(10))
-        pace = 2 * side**3 / least / 1e9
-        print(f"A product of two matrices of {side} x {side} in float32: {pace:.0f} GFLOP/s at best of ten.\n")
-        print("| part | GFLOP | at that pace, ms |\n|---|---:|---:|")
+        paces: list[float] = []
+        for kind in (torch.float32, torch.bfloat16):
+            a, b = torch.rand(side, side).to(kind), torch.rand(side, side).to(kind)
+            least = min(timed(lambda: a @ b) for _ in range(10))  # noqa: B023 - run at once
+            paces.append(2 * side**3 / least / 1e9)
+        pace, rounded = paces
+        print(
+            f"A product of two matrices of {side} x {side}, best of ten: {pace:.0f} GFLOP/s in float32, "
+            f"{rounded:.0f} in bfloat16.\n"
+        )
+        print("| part | GFLOP | at that pace, ms | in bfloat16, ms |\n|---|---:|---:|---:|")
         parts: list[tuple[str, torch.nn.Module, Feeds]] = [
             ("encoder, an image", EncoderGraph(self.network), {"canvas": self.canvas}),
             ("decoder, one box", TokenDecoderGraph(self.network), self.boxes(1)),
@@ -128,12 +140,13 @@ class Roads:
             with FlopCounterMode(display=False) as counter:
                 graph(*map(torch.from_numpy, feeds.values()))
             needed = counter.get_total_flops() / 1e9
-            print(f"| {title} | {needed:.1f} | {1000 * needed / pace:.0f} |")
+            print(f"| {title} | {needed:.1f} | {1000 * needed / pace:.0f} | {1000 * needed / rounded:.0f} |")
         print()
 
-    def profile(self, name: str, feeds: Feeds) -> None:
+    def profile(self, name: str, feeds: Feeds, more: Mapping[str, Any] | None = None) -> None:
         """Which kinds of layers a graph's time goes to."""
-        compiled = self.compiled(self.paths[name], {**SHIPPED, "PERF_COUNT": True})
+        settings = {**SHIPPED, **(more or {})}
+        compiled = self.compiled(self.paths[name], {**settings, "PERF_COUNT": True})
         request, known = compiled.create_infer_request(), inputs_of(compiled)
         spent: Counter[str] = Counter()
         feeds = {key: value for key, value in feeds.items() if key in known}
@@ -144,7 +157,7 @@ class Roads:
                     spent[layer.node_type] += layer.real_time.total_seconds()
         total = sum(spent.values())
         kinds = ", ".join(f"{kind} {100 * own / total:.0f} %" for kind, own in spent.most_common(8))
-        print(f"{name}, by kind of layer: {kinds}\n")
+        print(f"{name}, {settings['INFERENCE_PRECISION_HINT']}, by kind of layer: {kinds}\n")
 
     def compiled(self, source: Any, settings: Mapping[str, Any]) -> Any:
         """A graph on OpenVINO, compiled anew."""
@@ -179,20 +192,46 @@ class Roads:
             "batch normalisation folded into convolutions before": (self.runner(folded, SHIPPED, one), 1),
             f"a batch of {BATCH} images": (self.runner(batched, SHIPPED, several), BATCH),
             "two images at once, a thread each": (self.in_two_streams(path, one), 2),
-            "bfloat16": (self.runner(path, {**SHIPPED, "INFERENCE_PRECISION_HINT": "bf16"}, one), 1),
+            "bfloat16": (self.runner(path, {**SHIPPED, **ROUNDED}, one), 1),
             "torch": (lambda: eager(picture), 1),
             "torch, channels last": (lambda: eager(last), 1),
         }
 
-    def in_two_streams(self, path: Path, feeds: Feeds) -> Job:
-        """Two images side by side, each on a thread of its own."""
-        settings = {**SHIPPED, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": 2, "INFERENCE_NUM_THREADS": 2}
+    def of_rounded_encoder(self) -> dict[str, Way]:
+        """Ways to encode images in lower precision; the first is palpate's."""
+        path, one = self.paths["encoder"], {"canvas": self.canvas}
+        several = {"canvas": np.repeat(self.canvas, BATCH, axis=0)}
+        rounded, batched = {**SHIPPED, **ROUNDED}, self.scratch / "batched.onnx"
+        picture, eager = torch.from_numpy(self.canvas), EncoderGraph(self.network)
+
+        def by_torch() -> object:
+            with torch.autocast("cpu", torch.bfloat16):
+                return eager(picture)
+
+        return {
+            "OpenVINO, as palpate runs it": (self.runner(path, rounded, one), 1),
+            "with its own fusion of attention": (self.runner(path, {**FUSED, **ROUNDED}, one), 1),
+            "batch normalisation folded into convolutions before": (
+                self.runner(self.scratch / "folded.onnx", rounded, one),
+                1,
+            ),
+            f"a batch of {BATCH} images": (self.runner(batched, rounded, several), BATCH),
+            "two images at once, a thread each": (self.in_two_streams(path, one, ROUNDED), 2),
+            "float16": (self.runner(path, {**SHIPPED, "INFERENCE_PRECISION_HINT": "f16"}, one), 1),
+            "torch, autocast": (by_torch, 1),
+        }
+
+    def in_two_streams(self, path: Path, feeds: Feeds, more: Mapping[str, Any] | None = None) -> Job:
+        """Twice the same side by side, each on a thread of its own."""
+        two = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": 2, "INFERENCE_NUM_THREADS": 2}
+        settings = {**SHIPPED, **two, **(more or {})}
         compiled = openvino.Core().compile_model(path, "CPU", settings)
-        requests = [compiled.create_infer_request() for _ in range(2)]
+        requests, known = [compiled.create_infer_request() for _ in range(2)], inputs_of(compiled)
+        given = {key: value for key, value in feeds.items() if key in known}
 
         def run() -> None:
             for request in requests:
-                request.start_async(feeds, share_inputs=True)
+                request.start_async(given, share_inputs=True)
             for request in requests:
                 request.wait()
 
@@ -210,7 +249,49 @@ class Roads:
                 count,
             ),
             "the same, with its own fusion of attention": (self.runner(full, FUSED, as_well), count),
-            "bfloat16": (self.runner(tokens, {**SHIPPED, "INFERENCE_PRECISION_HINT": "bf16"}, asked), count),
+            "one mask instead of four": (self.runner(self.of_one_mask(), SHIPPED, asked), count),
+            "threads pinned to cores": (self.runner(tokens, {**SHIPPED, "ENABLE_CPU_PINNING": True}, asked), count),
+            "one thread": (self.runner(tokens, {**SHIPPED, "INFERENCE_NUM_THREADS": 1}, asked), count),
+            "two such calls at once, a thread each": (self.in_two_streams(tokens, asked), 2 * count),
+            "bfloat16": (self.runner(tokens, {**SHIPPED, **ROUNDED}, asked), count),
+        }
+
+    def of_one_mask(self) -> Path:
+        """The decoder for boxes without the three candidates."""
+        path = self.scratch / "one.onnx"
+        if not path.exists():
+            network = copy.deepcopy(self.network)
+            answer = network.prompt_decoder.answer
+            network.prompt_decoder.answer = lambda *given, **more: answer(*given, **{**more, "every_mask": False})
+            asked = {name: torch.from_numpy(value) for name, value in self.boxes(2).items()}
+            with torch.inference_mode():
+                write_onnx(answered("tokens", TokenDecoderGraph(network), asked, ("logits", "predicted_iou")), path)
+        return path
+
+    def of_calls(self) -> dict[str, Way]:
+        """Sixteen boxes, so many a call; the first is palpate's."""
+        sizes = (OBJECTS_AT_ONCE, 1, 2, 4, BOXES)
+
+        def repeated(job: Job, times: int) -> Job:
+            return lambda: [job() for _ in range(times)]
+
+        return {
+            f"{size} in a call": (
+                repeated(self.runner(self.paths["tokens"], SHIPPED, self.boxes(size)), BOXES // size),
+                BOXES,
+            )
+            for size in sizes
+        }
+
+    def of_points(self, count: int) -> dict[str, Way]:
+        """One object, so many points; the first is palpate's."""
+        rng, size = np.random.default_rng(0), self.canvas.shape[-1]
+        asked = self.boxes(1, masks=True)
+        asked["coordinates"] = rng.uniform(0, size, (1, count, 2)).astype(np.float32)
+        asked["labels"] = np.ones((1, count), dtype=np.float32)
+        return {
+            "OpenVINO, as palpate runs it": (self.runner(self.paths["tokens"], SHIPPED, asked), 1),
+            "cells projected first, as SAM is written": (self.runner(self.paths["decoder"], SHIPPED, asked), 1),
         }
 
     def compare(self, unit: str, ways: Mapping[str, Way]) -> None:

@@ -8,7 +8,8 @@ encodes a canvas, decodes one box on it, sixteen boxes one by one, and sixteen i
 here (`palpate models get`). Agreement is that of the masks of the sixteen boxes with PyTorch's, on a made-up picture.
 
 `torch` is the reference: the network in eager mode and nothing else. `torch, quick memory` is what the command line
-gives with `--runtime torch`: freed memory is kept. `torch.compile` takes minutes to start.
+gives with `--runtime torch`: freed memory is kept (`palpate.inference.processes.be_quick`). `torch.compile`, with or
+without that, takes minutes to start.
 """
 
 from __future__ import annotations
@@ -16,25 +17,26 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import numpy as np
+from conditions import conditions
 
 CANDIDATES = {
     "torch": ("torch", "float32"),
     "torch, quick memory": ("torch", "float32"),
     "torch, bfloat16": ("torch", "bfloat16"),
     "torch.compile": ("torch", "float32"),
+    "torch.compile, quick memory": ("torch", "float32"),
     "onnxruntime": ("onnxruntime", "float32"),
     "openvino": ("openvino", "float32"),
+    "openvino, float16": ("openvino", "float16"),
     "openvino, bfloat16": ("openvino", "bfloat16"),
 }
 BOXES = 16
@@ -53,7 +55,7 @@ def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="lite-medsam")
-    usual = [name for name in CANDIDATES if name != "torch.compile"]
+    usual = [name for name in CANDIDATES if not name.startswith("torch.compile")]
     parser.add_argument(
         "--runtimes", nargs="+", choices=[*CANDIDATES], default=usual, help="the first is the reference"
     )
@@ -62,12 +64,13 @@ def main() -> None:
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
+    weights = ""
     for name in options.runtimes:
         here, there = context.Pipe()
         settings = (options.model, name, options.threads, there)
         context.Process(target=work, args=settings, daemon=True).start()
         there.close()
-        here.recv()  # it is ready, and has warmed up
+        weights = here.recv()  # it is ready, and has warmed up
         pipes[name] = here
     turns: dict[str, list[Turn]] = {name: [] for name in pipes}
     for _ in range(options.turns):
@@ -79,7 +82,9 @@ def main() -> None:
     for name, pipe in pipes.items():
         pipe.send("stop")
         sizes[name], masks[name] = pipe.recv()
-    print(report(turns, sizes, masks, options))
+    said = conditions("torch", "openvino", "onnxruntime", model=options.model, weights=weights, threads=options.threads)
+    print(f"{said}; medians of {options.turns} turns\n")
+    print(report(turns, sizes, masks))
 
 
 def work(model: str, name: str, threads: int, pipe: Connection) -> None:
@@ -87,7 +92,7 @@ def work(model: str, name: str, threads: int, pipe: Connection) -> None:
     runtime, precision = CANDIDATES[name]
     import palpate
 
-    if name == "torch, quick memory":
+    if name.endswith("quick memory"):
         from palpate.inference.processes import be_quick
 
         be_quick()
@@ -96,7 +101,7 @@ def work(model: str, name: str, threads: int, pipe: Connection) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        if name == "torch.compile":
+        if name.startswith("torch.compile"):
             network = ready.network  # pyright: ignore[reportAttributeAccessIssue]
             network.encode = torch.compile(network.encode)
             network.prompt_decoder.forward = torch.compile(network.prompt_decoder.forward)
@@ -139,23 +144,17 @@ def work(model: str, name: str, threads: int, pipe: Connection) -> None:
 
     embedding = ready.encode(canvas)
     turn()
-    pipe.send("ready")
+    pipe.send(ready.weights_hash)
     while pipe.recv() == "go":
         pipe.send(turn())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
     pipe.send((peak, masks))
 
 
-def report(
-    turns: dict[str, list[Turn]], sizes: dict[str, float], masks: dict[str, np.ndarray], options: argparse.Namespace
-) -> str:
+def report(turns: dict[str, list[Turn]], sizes: dict[str, float], masks: dict[str, np.ndarray]) -> str:
     """The table: medians over turns; ratios turn by turn."""
     names = [*turns]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("palpate", "torch", "openvino", "onnxruntime"))
     lines = [
-        f"{options.model}, {options.threads} threads, {platform.machine()}; medians of {options.turns} turns",
-        packages,
-        "",
         "| runtime | encode, ms | times quicker | one box, ms | times quicker | 16 boxes one by one, ms a box "
         "| 16 in one call, ms a box | one by one / one call | mean Dice with the first (least) | peak memory, GB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",

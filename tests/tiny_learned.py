@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from palpate.models import learned
-from palpate.models.adapters import Trained, trainable
+from palpate.models.adapters import trainable
+from palpate.models.cards import LearnedCard, Trained
 from palpate.models.catalogue import ModelCard
-from palpate.models.learned import Finder, LearnedCard, LearnedClass
+from palpate.models.learned import Finder
+from palpate.models.promptable import LearnedClass
 
 CLASSES = (LearnedClass("liver", 1), LearnedClass("spleen", 4))
 

@@ -4,15 +4,19 @@
     python experiments/swin_litemedsam/run.py DATA OUT rows --encoder tinyvit [--workers 2]
     python experiments/swin_litemedsam/run.py DATA OUT same-time --steps 240
     python experiments/swin_litemedsam/run.py DATA OUT test [--workers 2]
+    python experiments/swin_litemedsam/run.py DATA OUT keep --to KEPT
     python experiments/swin_litemedsam/tables.py OUT
 
-Every job can be interrupted: the same command goes on where it stopped. Only public names of palpate are used.
+`keep` copies what was measured, case by case, to a folder of which tables.py makes the same tables as of OUT; rows that
+are trained elsewhere can be added to it. Every job can be interrupted: the same command goes on where it stopped. Only
+public names of palpate are used.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +29,7 @@ from palpate.datasets import open_dataset
 from palpate.evaluation.measure import Plan
 from palpate.evaluation.protocols import protocol
 from palpate.evaluation.run import ModelChoice, evaluate
+from palpate.images.formats import replacing
 from palpate.inference.processes import worker_pool
 from palpate.models import weights
 from palpate.models.catalogue import card
@@ -130,7 +135,7 @@ def train(row: str, seed: int, encoder: str, data: Path, out: Path, changes: dic
     return f"{job}: {time.monotonic() - before:.0f} s"
 
 
-def same_time(seed: int, steps: int, data: Path, out: Path) -> str:
+def same_time(seed: int, steps: int, data: Path, out: Path, own: dict[str, Any]) -> str:
     """LiteMedSAM's decoder fine-tuned on the same images and boxes with the same loss, for so many steps."""
     changes = {
         "data.path": str(data),
@@ -142,6 +147,7 @@ def same_time(seed: int, steps: int, data: Path, out: Path) -> str:
         "steps": -(-steps // 4),
         "seed": seed,
         "name": f"lite-medsam-{seed}",
+        **own,
     }
     recipe = read_recipe(HERE / "stage2.toml", changes=changes)
     job = f"lite-medsam-{seed}"
@@ -174,6 +180,28 @@ def test(job: str, data: Path, out: Path) -> str:
     return job
 
 
+def keep(out: Path, to: Path) -> str:
+    """Copy the finished tests; of files on this machine the names stay, and not where they lie."""
+    found = sorted((out / "test").glob("**/results.csv"))
+    for results in found:
+        target = to / results.parent.relative_to(out)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("results.csv", "cases.csv"):
+            with replacing(target / name, overwrite=True) as temporary:
+                shutil.copyfile(results.with_name(name), temporary)
+        record = json.loads(results.with_name("run.json").read_text(), object_hook=_without_folders)
+        with replacing(target / "run.json", overwrite=True) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
+    return f"{len(found)} tests"
+
+
+def _without_folders(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for key, value in values.items()
+    }
+
+
 def _say(name: str) -> Callable[[Event], None]:
     def say(event: Event) -> None:
         if event.kind in ("estimate", "resumed", "validation", "finished"):
@@ -187,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a data set with the splits train, val and test")
     parser.add_argument("out", type=Path, help="the folder for everything that is made")
-    parser.add_argument("verb", choices=["distill", "rows", "same-time", "test"])
+    parser.add_argument("verb", choices=["distill", "rows", "same-time", "test", "keep"])
     parser.add_argument("--encoders", nargs="*", default=["half"], choices=[*STUDENTS], help="whose stage 1")
     parser.add_argument("--encoder", default="tinyvit", help="with which encoder the rows are trained")
     parser.add_argument("--rows", nargs="*", default=[*ROWS])
@@ -197,10 +225,20 @@ def main() -> None:
     parser.add_argument(
         "--jobs", nargs="*", help="what is tested: stage1/small, stage2/skip-0, released (default: all)"
     )
+    parser.add_argument(
+        "--precision", choices=["32-true", "bf16-mixed"], help="another one than the recipe's, for all rows"
+    )
+    parser.add_argument("--to", type=Path, help="where `keep` copies what was measured")
     parser.add_argument("--workers", type=int, default=1, help="jobs at a time, one thread each")
     given = parser.parse_args()
     data, out = given.data, given.out
-    changes = {} if given.epochs is None else {"epochs": given.epochs}
+    precision = {} if given.precision is None else {"precision": given.precision}
+    changes = precision if given.epochs is None else {**precision, "epochs": given.epochs}
+    if given.verb == "keep":
+        if given.to is None:
+            parser.error("keep needs --to, the folder that is to have the results")
+        print("kept:", keep(out, given.to))
+        return
     with worker_pool(given.workers) as pool:
         if given.verb == "distill":
             jobs = [pool.submit(learn, encoder, data, out, changes) for encoder in given.encoders]
@@ -211,7 +249,7 @@ def main() -> None:
                 for row in given.rows
             ]
         elif given.verb == "same-time":
-            jobs = [pool.submit(same_time, seed, given.steps, data, out) for seed in given.seeds]
+            jobs = [pool.submit(same_time, seed, given.steps, data, out, precision) for seed in given.seeds]
         else:
             found = [
                 "released",

@@ -64,7 +64,7 @@ def trained(tiny: "ModelCard", tmp_path: Path) -> Path:
     from torch import nn
 
     from palpate.models import adapters
-    from palpate.models.adapters import AdapterCard, Trained
+    from palpate.models.cards import AdapterCard, Trained
     from palpate.models.catalogue import stored
 
     network = tiny.build()

@@ -9,7 +9,8 @@ from torch import nn
 
 from command_line import Run
 from palpate.models.catalogue import ModelCard
-from palpate.models.learned import Finder, LearnedClass
+from palpate.models.learned import Finder
+from palpate.models.promptable import LearnedClass
 from tiny_learned import learned_file
 
 QUICK = ("--workers", 1, "--worst", 1, "--cases", 2)

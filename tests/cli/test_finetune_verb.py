@@ -15,7 +15,7 @@ from palpate.cli import finetune as verb
 from palpate.cli.finetune import Teller, parse_prompt, slices_of
 from palpate.errors import SettingError
 from palpate.models import weights
-from palpate.models.adapters import read_card
+from palpate.models.cards import adapter_card
 from palpate.training.finetune import Event
 
 QUICK = ("--model", "tiny", "--epochs", 1, "--steps", 2, "--batch", 2, "--device", "cpu", "--threads", 1)
@@ -186,7 +186,7 @@ def test_a_run_may_start_from_a_checkpoint_of_ones_own(palpate: Run, trained: Pa
     assert answer.status == 0, answer.err
     assert "--weights other.safetensors --adapter mine/adapter.safetensors" in " ".join(answer.out.split())
     other = weights.load("tiny", weights=trained / "other.safetensors")
-    made = read_card(Path("mine/adapter.safetensors"))
+    made = adapter_card(Path("mine/adapter.safetensors"))
     assert (made.base, made.base_sha256) == ("tiny", other.weights_hash)
     box = ("predict", pictures / "images/p0.png", "--box", 7, 9, 25, 27, "--json")
     there = palpate(*box, "--weights", "other.safetensors", "--adapter", "mine/adapter.safetensors")

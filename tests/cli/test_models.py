@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from command_line import Run
-from palpate.models import adapters, weights
-from palpate.models.adapters import Trained
+from palpate.models import adapters, cards, weights
+from palpate.models.cards import Trained
 from palpate.models.catalogue import ModelCard, stored
 from palpate.models.promptable import PromptKind
 
@@ -67,7 +67,7 @@ def test_bottlenecks_cannot_be_merged_and_the_message_says_what_can(
     assert isinstance(network, nn.Module)
     kinds = Trained(parts=("adapter",), width=4)
     adapters.trainable(network, kinds)
-    card = adapters.AdapterCard("narrow", "tiny", tiny.content_sha256, kinds, ("box",))
+    card = cards.AdapterCard("narrow", "tiny", tiny.content_sha256, kinds, ("box",))
     adapters.save(adapters.extracted(network, card), tmp_path / "narrow.safetensors")
     answer = palpate("models", "merge", "narrow.safetensors", "-o", "out.safetensors")
     assert answer.status == 2
@@ -136,9 +136,7 @@ def other_adapter(
     with torch.no_grad():
         for name, parameter in moving.items():
             parameter.copy_(torch.full_like(parameter, by) if "lora_" in name else parameter + by)
-    card = adapters.AdapterCard(
-        path.stem, "tiny", tiny.content_sha256, kinds, prompts, data=path.stem, licence="CC0-1.0"
-    )
+    card = cards.AdapterCard(path.stem, "tiny", tiny.content_sha256, kinds, prompts, data=path.stem, licence="CC0-1.0")
     adapters.save(adapters.extracted(network, card), path)
     return path
 
@@ -158,7 +156,7 @@ def test_an_average_lies_in_the_middle_and_a_share_on_the_way_there(
     for name, tensor in safetensors.torch.load_file("merged.safetensors").items():
         by = 0.0625 if name.startswith("mask_decoder.") else 0
         torch.testing.assert_close(tensor, start[name] + by)
-    card = adapters.read_card(Path("out.safetensors"))
+    card = cards.adapter_card(Path("out.safetensors"))
     assert (card.name, card.prompts, card.data, card.licence) == ("out", ("box",), "a; b", "CC0-1.0")
     assert (card.metrics, card.recipe["share"], card.recipe["data"]) == ({}, 0.5, {"intensity": None})
     assert [each["name"] for each in card.recipe["averaged"]] == ["a", "b"]

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from palpate.models.adapters import Part, Trained, Where
+from palpate.models.cards import Part, Trained, Where
 from palpate.training.distill_recipe import DistillRecipe, distill_recipe_from
 from palpate.training.learn_recipe import (
     PEFT,

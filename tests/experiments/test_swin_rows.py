@@ -50,7 +50,7 @@ def test_what_was_trained_is_tested_beside_the_released_model_and_shown(
 ) -> None:
     run, tables = scripts
     out = tmp_path / "out"
-    run.same_time(0, 4, data, out)
+    run.same_time(0, 4, data, out, {})
     for job in ("released", "stage2/lite-medsam-0"):
         run.test(job, data, out)
     monkeypatch.setattr(sys, "argv", ["tables.py", str(out)])
@@ -65,6 +65,15 @@ def test_what_was_trained_is_tested_beside_the_released_model_and_shown(
     assert any(
         line.startswith("4 objects of 2 subjects; seeds of training: lite-medsam 1, released 1.") for line in lines
     )
+
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(sys, "argv", ["run.py", str(data), str(out), "keep", "--to", str(kept)])
+    run.main()
+    assert "kept: 2 tests" in capsys.readouterr().out
+    assert not any(str(tmp_path) in path.read_text() for path in kept.rglob("*") if path.is_file())
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(kept)])
+    tables.main()
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_every_row_is_a_model_and_a_strategy_of_ours(scripts: tuple[ModuleType, ModuleType]) -> None:

@@ -1,21 +1,27 @@
 """Models as ONNX and OpenVINO files: run by the real runtimes, beside PyTorch."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import nn
 
 from palpate.errors import OutputError, PalpateError, SettingError
 from palpate.inference import export as exporting
-from palpate.inference.export import Exported, Format, export
+from palpate.inference.export import Exported, Format, Graph, export, gather_weights, write_onnx
+from palpate.inference.prepared import measured
+from palpate.inference.runtimes.engines import OnnxRuntime, OpenVINO
+from palpate.models.cards import LearnedCard, Variant
 from palpate.models.catalogue import LITE_MEDSAM, SAM2_1_TINY, SWIN_LITE_MEDSAM, ModelCard
-from palpate.models.learned import Finder, LearnedCard, finder_for
+from palpate.models.learned import Finder, finder_for
 from palpate.models.localiser import Localiser
-from palpate.models.prompt_predictor import Items, Variant
+from palpate.models.prompt_predictor import Items
 from palpate.models.promptable import ImageEmbedding, PromptBatch
 from palpate.models.weights import Loaded
 from tiny_learned import CLASSES
@@ -203,7 +209,9 @@ def test_sam2_answers_one_mask_three_candidates_and_whether_there_is_anything(
             np.testing.assert_allclose(found[key], wanted, rtol=1e-4, atol=2e-3 if key == "logits" else 1e-4)
         assert one.object_logits is not None
         np.testing.assert_allclose(found["object_logits"], one.object_logits, atol=1e-4)
-        fallen_back += int((one.logits == three.logits).flatten(2).all(dim=2).any(dim=1).sum())
+        # Close and not equal: some processors round four masks at once otherwise than three.
+        same = torch.isclose(one.logits, three.logits, rtol=1e-4, atol=1e-4)
+        fallen_back += int(same.flatten(2).all(dim=2).any(dim=1).sum())
     assert fallen_back  # some single masks were not stable
 
 
@@ -299,6 +307,141 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
     made = export(loaded(tiny_lite_medsam()), LITE_MEDSAM, tmp_path / "out", formats=("openvino",), overwrite=True)
     assert "encoder.onnx" not in made.files  # of the earlier export, or on the way
     assert "encoder.xml" in made.files
+
+
+def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
+    def again() -> None:
+        export(loaded(tiny_lite_medsam()), LITE_MEDSAM, tmp_path / "out", formats=("onnx",), overwrite=True)
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.json").write_text('{"model": "mine"}')  # as other programs call theirs
+    (out / "weights.bin").write_text("precious")
+    with pytest.raises(OutputError, match="is no earlier export; choose a new folder"):
+        again()
+    assert {path.name for path in out.iterdir()} == {"model.json", "weights.bin"}
+    shutil.rmtree(out)
+    again()
+    (out / "notes.txt").write_text("precious")
+    with pytest.raises(OutputError, match=r"holds notes\.txt, which no export wrote"):
+        again()
+    assert (out / "notes.txt").read_text() == "precious"
+    (out / "notes.txt").unlink()
+    (tmp_path / "link").symlink_to(out)
+    with pytest.raises(OutputError, match="is no folder"):
+        export(loaded(tiny_lite_medsam()), LITE_MEDSAM, tmp_path / "link", formats=("onnx",), overwrite=True)
+    again()
+    assert list(tmp_path.glob(".out-*")) == []
+
+
+def test_an_earlier_export_stays_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    export(loaded(tiny_lite_medsam()), LITE_MEDSAM, out, formats=("onnx",))
+    before = (out / "model.json").read_bytes()
+    replace = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OutputError, match="No space left on device; nothing was changed"):
+        export(loaded(tiny_lite_medsam()), LITE_MEDSAM, out, formats=("onnx",), overwrite=True)
+    assert (out / "model.json").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_weights_in_many_files_as_torch_writes_large_models_become_one(tmp_path: Path) -> None:
+    network, rows = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8)), torch.ones(2, 64)
+    with torch.inference_mode():
+        graph = Graph("x", network, {"rows": rows}, {"found": network(rows)})
+    path = tmp_path / "x.onnx"
+    write_onnx(graph, path)
+    small = path.stat().st_size
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
+    several = {other.name for other in tmp_path.iterdir()}
+    assert len(several) == 5
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in several:
+        (tmp_path / name).rename(kept / name)
+    gather_weights(kept / "x.onnx", threshold=0)
+    size, digest = measured(kept / "x.onnx")
+    for name in ("x.onnx", "x.onnx.data"):
+        (kept / name).rename(tmp_path / name)
+    assert size > small - 500
+    for engine in (OpenVINO(), OnnxRuntime()):
+        np.testing.assert_allclose(
+            engine.open(path)({"rows": rows.numpy()})["found"], graph.outputs["found"].numpy(), atol=1e-5
+        )
+    with (tmp_path / "x.onnx.data").open("r+b") as file:
+        file.write(b"!")
+    assert measured(path)[0] == size
+    assert measured(path)[1] != digest
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_graph_of_more_than_one_file_is_kept_whole(
+    name: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = exporting._write_onnx
+
+    def write_large(graph: Graph, path: Path) -> None:
+        write(graph, path)
+        # As torch does where one file would be too large.
+        onnx.save_model(
+            onnx.load(path), path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=1024
+        )
+
+    monkeypatch.setattr(exporting, "_write_onnx", write_large)
+    for overwrite in (False, True):
+        made = export(loaded(tiny_lite_medsam()), LITE_MEDSAM, tmp_path / "out", formats=(name,), overwrite=overwrite)
+        graphs = ("decoder", "encoder")
+        kinds = {"onnx": ("onnx", "onnx.data"), "openvino": ("bin", "xml")}[name]
+        assert made.files == (*(f"{graph}.{kind}" for graph in graphs for kind in kinds), "model.json")
+        assert max(one.logits for one in made.parity) < 1e-3
+
+
+def test_an_earlier_export_stays_though_the_new_one_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    export(loaded(tiny_lite_medsam()), LITE_MEDSAM, out, formats=("onnx",))
+    before = (out / "model.json").read_bytes()
+    replace = Path.replace
+
+    def interrupt(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(loaded(tiny_lite_medsam()), LITE_MEDSAM, out, formats=("onnx",), overwrite=True)
+    assert (out / "model.json").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_export_into_the_current_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    export(loaded(tiny_lite_medsam()), LITE_MEDSAM, out, formats=("onnx",))
+    monkeypatch.chdir(out)
+    made = export(loaded(tiny_lite_medsam()), LITE_MEDSAM, ".", formats=("openvino",), overwrite=True)
+    assert "encoder.xml" in made.files
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_a_runtime_cannot_run_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(library: Any, path: Path) -> None:
+        raise RuntimeError("Exception from src/core.cpp:1:\n\nSoftmax has no primitive\n")
+
+    monkeypatch.setattr(exporting, "_opened_by_openvino", fail)
+    with pytest.raises(PalpateError, match=r"OpenVINO .* cannot run the openvino files \(encoder: Softmax has no"):
+        export(loaded(tiny_lite_medsam()), LITE_MEDSAM, tmp_path / "out", formats=("openvino",))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_package_it_is_said_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 import palpate
 from palpate.errors import SettingError, UnknownModel, WeightsError
 from palpate.models import adapters, catalogue
-from palpate.models.adapters import AdapterCard, Trained
+from palpate.models.cards import AdapterCard, Trained
 from palpate.models.catalogue import ModelCard, adapted, card, stored
 from palpate.models.sam import to_segment_anything
 from palpate.models.weights import content_hash

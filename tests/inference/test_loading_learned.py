@@ -15,9 +15,10 @@ from palpate.errors import SettingError, UnknownModel, WeightsError
 from palpate.images.intensity import AsIs, Percentiles
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.models import adapters, catalogue, weights
-from palpate.models.adapters import AdapterCard, Trained
+from palpate.models.cards import AdapterCard, Trained
 from palpate.models.catalogue import ModelCard, card, stored
-from palpate.models.learned import Finder, LearnedClass
+from palpate.models.learned import Finder
+from palpate.models.promptable import LearnedClass
 from palpate.models.sam import to_segment_anything
 from palpate.models.sam2 import to_sam2
 from palpate.models.weights import content_hash

@@ -29,7 +29,7 @@ from palpate.inference.runtimes import engines
 from palpate.inference.runtimes.engines import OpenVINO
 from palpate.inference.runtimes.graphs import OBJECTS_AT_ONCE, FindingGraphRuntime, GraphRuntime
 from palpate.models import adapters, catalogue
-from palpate.models.adapters import AdapterCard, Trained
+from palpate.models.cards import AdapterCard, Trained
 from palpate.models.catalogue import ModelCard, card, stored
 from palpate.models.folded import attended
 from palpate.models.promptable import ImageEmbedding, PromptBatch, PromptSupport
@@ -104,6 +104,18 @@ def catalog(ready: tuple[Path, tuple[ModelCard, ...]], tmp_path: Path, monkeypat
 def catalog_of_prepared(catalog: None, ready: tuple[Path, tuple[ModelCard, ...]]) -> None:
     """The same, and `tiny` is prepared."""
     shutil.copytree(ready[0] / "prepared", prepared.home())
+
+
+def released_adapter() -> Path:
+    made_from = card("lite-medsam-robust").made_from
+    assert made_from is not None
+    return made_from.adapter
+
+
+def change(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def prompts_of(kind: str, rng: np.random.Generator, *, count: int, side: int, mask_side: int) -> PromptBatch:
@@ -321,13 +333,57 @@ class TestBeingPrepared:
             assert session.predict(BOX).mask.shape == (64, 48)
 
     @pytest.mark.usefixtures("catalog_of_prepared")
-    def test_a_graph_that_was_changed_does_not_run(self) -> None:
-        folder = palpate.load("tiny", runtime="openvino").runtime.prepared.folder  # type: ignore[attr-defined]
-        content = bytearray((folder / "encoder.onnx").read_bytes())
-        content[len(content) // 2] ^= 1
-        (folder / "encoder.onnx").write_bytes(content)
+    @pytest.mark.parametrize("runtime", ["openvino", "auto"])
+    def test_a_graph_that_was_changed_does_not_run_and_is_made_again(
+        self, runtime: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("PALPATE_RUNTIME", raising=False)
+        made = palpate.load("tiny", runtime="openvino").runtime.prepared  # type: ignore[attr-defined]
+        change(made.folder / "encoder.onnx")
+        told: list[str] = []
+        session = palpate.load("tiny", device="cpu", runtime=runtime, tell=told.append)
+        assert len(told) == 1
+        assert "making tiny ready" in told[0]
+        session.set_image(IMAGE)
+        result = session.predict(BOX)
+        assert result.provenance.runtime.startswith("OpenVINO")
+        assert not result.notes
+        assert made.graph("encoder").is_file()
+
+    @pytest.mark.usefixtures("catalog_of_prepared")
+    def test_a_changed_graph_that_nobody_may_replace_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("PALPATE_RUNTIME", raising=False)
+        monkeypatch.setattr(prepared.Prepared, "_give_up", lambda self: False)  # a folder to read only
+        monkeypatch.setattr("palpate.inference.loading.is_installed", lambda name: name == "openvino")
+        change(palpate.load("tiny", runtime="openvino").runtime.prepared.graph("encoder"))  # type: ignore[attr-defined]
         with pytest.raises(PalpateError, match="has changed since it was written; delete its folder"):
             palpate.load("tiny", runtime="openvino")
+        session = palpate.load("tiny", device="cpu")
+        session.set_image(IMAGE)
+        result = session.predict(BOX)
+        assert result.provenance.runtime.startswith("torch")
+        assert len(result.notes) == 1
+        assert "has changed since it was written" in result.notes[0]
+
+    @pytest.mark.usefixtures("catalog_of_prepared")
+    def test_a_graph_that_a_model_never_had_does_no_harm(self) -> None:
+        made = palpate.load("tiny", runtime="openvino").runtime.prepared  # type: ignore[attr-defined]
+        with pytest.raises(KeyError):
+            made.graph("finder")
+        assert prepared.opened(made.folder) is not None
+
+    @pytest.mark.usefixtures("catalog_of_prepared")
+    def test_one_that_is_opened_later_and_was_changed_is_made_again_the_next_time(
+        self, rng: np.random.Generator
+    ) -> None:
+        runtime = palpate.load("tiny", runtime="openvino").runtime
+        change(runtime.prepared.folder / "decoder.onnx")  # type: ignore[attr-defined]
+        asked = prompts_of("mask", rng, count=1, side=64, mask_side=64)
+        embedding = ImageEmbedding(rng.normal(size=(1, 32, 16, 16)).astype(np.float32))
+        with pytest.raises(PalpateError, match="has changed since it was written; run it again"):
+            runtime.decode(embedding, asked)
+        again = palpate.load("tiny", runtime="openvino").runtime
+        assert again.decode(embedding, asked).logits.shape == (1, 1, 64, 64)
 
     @pytest.mark.usefixtures("catalog_of_prepared")
     def test_what_goes_while_a_session_lasts_is_told(self, rng: np.random.Generator) -> None:
@@ -341,7 +397,7 @@ class TestBeingPrepared:
 
     @pytest.mark.usefixtures("catalog")
     def test_what_was_never_finished_goes_after_a_day(self) -> None:
-        for name, age in ((".half-old", 2 * 24 * 3600), (".half-new", 60)):
+        for name, age in ((".half-old", 2 * 24 * 3600), ("damaged", 2 * 24 * 3600), (".half-new", 60)):
             (prepared.home() / name).mkdir(parents=True)
             os.utime(prepared.home() / name, (time.time() - age,) * 2)
         prepared.forget_old()
@@ -555,6 +611,13 @@ class TestLearnedPrompts:
         for mine, theirs in zip(one.objects, other.objects, strict=True):
             assert mine.object_probability == pytest.approx(theirs.object_probability, abs=1e-4)
 
+    def test_what_nobody_asks_for_is_not_opened(self, tmp_path: Path) -> None:
+        path = learned_file(tmp_path / "organs.safetensors", card("tiny"))
+        session = palpate.load(auto=path, runtime="openvino")
+        session.set_image(IMAGE)
+        session.find()
+        assert set(session.runtime._opened) == {"encoder", "finder"}  # type: ignore[attr-defined]
+
     def test_what_is_drawn_beside_them_counts(self, tmp_path: Path) -> None:
         path = learned_file(tmp_path / "organs.safetensors", card("tiny"))
         maps: list[np.ndarray] = []
@@ -586,14 +649,25 @@ def test_the_cheaper_order_of_sums_gives_the_same(rng: np.random.Generator) -> N
 
 
 @pytest.mark.usefixtures("weights")
-def test_a_prepared_model_predicts_without_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["", "--adapter", "--auto"])
+def test_a_prepared_model_predicts_without_torch(kind: str, tmp_path: Path) -> None:
     """The real model and the real command line, in a process that says what it imported."""
     from PIL import Image as Picture
 
-    image = tmp_path / "scan.png"
+    image, extra = tmp_path / "scan.png", tmp_path / "extra.safetensors"
     Picture.fromarray(np.asarray(IMAGE.array)).save(image)
-    palpate.load("lite-medsam", runtime="openvino")
-    arguments = ["predict", str(image), "--box", "10", "12", "41", "44", "-o", str(tmp_path / "mask.png")]
+    arguments = ["predict", str(image), "-o", str(tmp_path / "mask.png")]
+    if kind != "--auto":
+        arguments += ["--box", "10", "12", "41", "44"]
+    if kind == "--auto":
+        arguments += [kind, str(learned_file(extra, card("lite-medsam")))]
+        palpate.load(auto=extra, runtime="openvino")
+    elif kind == "--adapter":
+        shutil.copyfile(released_adapter(), extra)
+        arguments += [kind, str(extra)]
+        palpate.load(adapter=extra, runtime="openvino")
+    else:
+        palpate.load("lite-medsam", runtime="openvino")
     script = f"""
 import sys
 from palpate.cli import main

@@ -20,7 +20,7 @@ from PIL import Image as Picture
 
 from command_line import Run
 from palpate.models.catalogue import card
-from palpate.models.learned import LearnedClass
+from palpate.models.promptable import LearnedClass
 from phantoms import disk, picture
 from tiny_learned import learned_file
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from palpate.models.adapters import Trained, trainable
+from palpate.models.adapters import trainable
+from palpate.models.cards import Trained
 from palpate.models.catalogue import card
 
 PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "adapters.md"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from palpate.errors import OutputError, SettingError, WeightsError
-from palpate.models import adapters
-from palpate.models.adapters import Adapter, AdapterCard, Bottleneck, Trained
+from palpate.models import adapters, cards
+from palpate.models.adapters import Adapter, Bottleneck
+from palpate.models.cards import AdapterCard, Trained
 from palpate.models.lite_medsam import LiteMedSAM
 from palpate.models.promptable import PromptBatch
 from palpate.models.weights import content_hash, encoder_hash
@@ -398,8 +399,8 @@ def test_the_card_comes_back_as_it_was(tmp_path: Path) -> None:
     )
     path = tmp_path / "new folder" / "adapter.safetensors"
     adapters.save(Adapter(written, {"replaced:x": torch.zeros(1)}), path)
-    assert adapters.read_card(path) == adapters.read(path).card == written
-    assert adapters.is_adapter(path)
+    assert cards.adapter_card(path) == adapters.read(path).card == written
+    assert cards.is_adapter(path)
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
@@ -449,7 +450,7 @@ def test_a_file_cut_short_is_noticed(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "adapter.safetensors"
     adapters.save(adapter_of(Trained(("prompt-encoder",))), path)
     path.write_bytes(path.read_bytes()[:kept])
-    assert not adapters.is_adapter(path)
+    assert not cards.is_adapter(path)
     with pytest.raises(WeightsError, match="cut short"):
         adapters.read(path)
 
@@ -458,7 +459,7 @@ def test_other_files_are_no_adapters(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(1)}, checkpoint)
     for path, complaint in ((checkpoint, "no adapter"), (tmp_path / "nothing", "no file"), (tmp_path, "is a folder")):
-        assert not adapters.is_adapter(path)
+        assert not cards.is_adapter(path)
         with pytest.raises(WeightsError, match=complaint):
             adapters.read(path)
 
@@ -477,11 +478,11 @@ def with_card(path: Path, content: object) -> Path:
 
 
 def good_content() -> dict[str, Any]:
-    return {"format": adapters.FORMAT, **dataclasses.asdict(card())}
+    return {"format": cards.FORMAT, **dataclasses.asdict(card())}
 
 
 def test_a_newer_format_is_left_to_a_newer_palpate(tmp_path: Path) -> None:
-    path = with_card(tmp_path / "adapter.safetensors", {"format": adapters.FORMAT + 1, "title": "all is different"})
+    path = with_card(tmp_path / "adapter.safetensors", {"format": cards.FORMAT + 1, "title": "all is different"})
     with pytest.raises(WeightsError, match="a newer palpate; update"):
         adapters.read(path)
 
@@ -517,14 +518,14 @@ def test_what_a_newer_palpate_adds_to_the_card_does_not_matter(tmp_path: Path) -
 def test_a_card_that_makes_no_sense_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     path = with_card(tmp_path / "adapter.safetensors", good_content() | change)
     with pytest.raises(WeightsError, match=r"the card inside .* is damaged"):
-        adapters.read_card(path)
+        cards.adapter_card(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "7", '"card"', "{}", "[" * 100_000], ids=lambda text: text[:4])
 def test_text_that_is_no_card_is_refused(tmp_path: Path, text: str) -> None:
     path = with_card(tmp_path / "adapter.safetensors", text)
     with pytest.raises(WeightsError, match=r"the card inside .* is damaged"):
-        adapters.read_card(path)
+        cards.adapter_card(path)
 
 
 # --- Adapters that do not fit -----------------------------------------------------------------------------------------

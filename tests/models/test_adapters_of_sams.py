@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from palpate.models import adapters
-from palpate.models.adapters import AdapterCard, Trained
+from palpate.models.cards import AdapterCard, Trained
 from palpate.models.mobile_sam import MobileSAM
 from palpate.models.promptable import PromptBatch
 from palpate.models.sam_vit import SAM

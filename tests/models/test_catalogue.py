@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from palpate.errors import UnknownModel
-from palpate.models.adapters import read_card
+from palpate.models.cards import adapter_card
 from palpate.models.catalogue import CARDS, RELEASED, ModelCard, card, home, stored
 
 
@@ -53,7 +53,7 @@ def test_a_card_tells_the_truth_about_its_model(each: ModelCard) -> None:
     if each.made_from is not None:
         assert each.made_from.adapter == RELEASED / f"{each.name}.safetensors"
         assert each.made_from.adapter.stat().st_size <= 9_000_000
-        assert read_card(each.made_from.adapter).base_sha256 == each.made_from.base.content_sha256
+        assert adapter_card(each.made_from.adapter).base_sha256 == each.made_from.base.content_sha256
 
 
 def test_lite_medsams_decoder_fits_its_frame() -> None:

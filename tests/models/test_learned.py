@@ -13,22 +13,13 @@ from safetensors import safe_open
 from torch import nn
 
 from palpate.errors import OutputError, SettingError, WeightsError
-from palpate.models import learned
-from palpate.models.adapters import Trained, trainable
-from palpate.models.learned import (
-    Finder,
-    Learned,
-    LearnedCard,
-    LearnedClass,
-    finder_for,
-    put_on,
-    read,
-    save,
-    tensors_of,
-)
+from palpate.models import cards
+from palpate.models.adapters import trainable
+from palpate.models.cards import LearnedCard, Trained, Variant
+from palpate.models.learned import Finder, Learned, finder_for, put_on, read, save, tensors_of
 from palpate.models.localiser import peak_boxes
-from palpate.models.prompt_predictor import Items, LearnedPrompts, Variant
-from palpate.models.promptable import PromptBatch
+from palpate.models.prompt_predictor import Items, LearnedPrompts
+from palpate.models.promptable import LearnedClass, PromptBatch
 from tiny_networks import tiny_lite_medsam, tiny_mobile_sam, tiny_sam
 from tiny_sam2 import tiny_sam2
 
@@ -271,14 +262,14 @@ class TestTheFile:
 
     def test_files_of_another_kind_or_time_are_told(self, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match="`palpate learn` makes one"):
-            learned.read_card(tmp_path / "nowhere.safetensors")
+            cards.learned_card(tmp_path / "nowhere.safetensors")
         safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-        assert not learned.is_learned(tmp_path / "other.safetensors")
+        assert not cards.is_learned(tmp_path / "other.safetensors")
         with pytest.raises(WeightsError, match="holds no learned prompts"):
-            learned.read_card(tmp_path / "other.safetensors")
+            cards.learned_card(tmp_path / "other.safetensors")
         (tmp_path / "cut.safetensors").write_bytes(b"\x10")
         with pytest.raises(WeightsError, match="cut short"):
-            learned.read_card(tmp_path / "cut.safetensors")
+            cards.learned_card(tmp_path / "cut.safetensors")
         _, finder, _ = ready("lite-medsam")
         path = tmp_path / "f.safetensors"
         save(tensors_of(finder, tiny_lite_medsam(), card(), {}), path)
@@ -288,4 +279,4 @@ class TestTheFile:
         newer = json.dumps({**content, "format": 99, "what nobody knows": 1})
         safetensors.torch.save_file(tensors, path, metadata={"palpate_learned_prompts": newer})
         with pytest.raises(WeightsError, match="newer palpate"):
-            learned.read_card(path)
+            cards.learned_card(path)

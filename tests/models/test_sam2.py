@@ -20,7 +20,7 @@ from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.runtimes.torch import TorchRuntime
 from palpate.inference.session import Session
 from palpate.models import adapters, catalogue, sam2, weights
-from palpate.models.adapters import AdapterCard, Trained
+from palpate.models.cards import AdapterCard, Trained
 from palpate.models.promptable import ImageEmbedding, PromptableModel, PromptBatch, PromptSupport
 from palpate.models.sam2 import SAM2, to_sam2
 from palpate.models.weights import content_hash, encoder_hash

@@ -102,6 +102,26 @@ class TestDecoding:
             changed = asked(model, ImageEmbedding(embedding.features, tuple(levels)), 0, boxes=BOXES[:1]).logits
             assert not torch.allclose(as_it_is, changed, atol=1e-4)
 
+    @pytest.mark.parametrize("given", [2, 1], ids=["levels of each object", "levels once for all"])
+    def test_upscaling_is_that_of_convolutions_on_maps_side_by_side(self, given: int) -> None:
+        """As the authors write it: the transformer's cells before the skip connection, what is upscaled before fine."""
+        decoder, rng = tiny_swin_lite_medsam().prompt_decoder, torch.Generator().manual_seed(0)
+        assert isinstance(decoder, SkipPromptDecoder)
+        embedding = embedded(tiny_swin_lite_medsam())
+        fine, skip = (torch.rand((given, *level.shape[1:]), generator=rng) for level in embedding.levels[:2])
+        cells, tokens = torch.rand((2, 256, 32), generator=rng), torch.rand((2, 3, 32), generator=rng)
+        with torch.inference_mode():
+            found = decoder._masks(cells, tokens, slice(1, None), [fine, skip])
+            x = cells.transpose(1, 2).reshape(2, 32, 16, 16)
+            for name, beside in (("upscaling1", skip), ("upscaling2", fine)):
+                side_by_side = torch.cat([x, beside.expand(2, -1, -1, -1)], dim=1)
+                x = decoder.mask_decoder.get_submodule(name)(side_by_side)
+            networks = list(decoder.mask_decoder.output_hypernetworks_mlps)[1:]
+            weights = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], dim=1)
+            wanted = torch.einsum("omc,ocyx->omyx", weights, x)
+        assert wanted.std() > 1e-3
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
     def test_nothing_to_go_by_is_refused(self) -> None:
         model = tiny_swin_lite_medsam()
         with pytest.raises(PromptError, match="at least one"):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from palpate.errors import WeightsError
-from palpate.models import adapters, catalogue, weights
-from palpate.models.adapters import Adapter, AdapterCard, Part, Trained
+from palpate.models import adapters, cards, catalogue, weights
+from palpate.models.adapters import Adapter
+from palpate.models.cards import AdapterCard, Part, Trained
 from palpate.models.catalogue import ModelCard, adapted, card, stored
 from palpate.models.lite_medsam import LiteMedSAM
 from palpate.models.promptable import WeightsSource
@@ -613,7 +614,7 @@ def test_it_needs_the_files_of_its_base_and_gets_them(
 
 def test_it_can_be_trained_further(robust: ModelCard, base: ModelCard, tmp_path: Path) -> None:
     path = adapter_file(tmp_path / "further.safetensors", robust)
-    assert adapters.read_card(path).base_sha256 == robust.content_sha256
+    assert cards.adapter_card(path).base_sha256 == robust.content_sha256
     torch.testing.assert_close(token(weights.load(robust, adapter=path)), token(weights.load(base)) + 2 / 8)
     with pytest.raises(WeightsError, match="give --model tiny-robust"):
         weights.load(base, adapter=path)

@@ -510,8 +510,9 @@ def test_the_mask_follows_the_box_while_it_is_dragged(screen: Screen) -> None:
     first = on(plane, (LOW[0] - 2, LOW[1] - 2, LOW[2] - 2), middle)
     last = on(plane, (HIGH[0] + 2, HIGH[1] + 2, HIGH[2] + 2), middle)
     screen.show(inside)
-    screen.drag(plane, first, last, release=False)
-    until(lambda: screen.value(inside)["label"] == 255)
+    with screen.timeless():
+        screen.drag(plane, first, last, release=False)
+        until(lambda: screen.value(inside)["label"] == 255)
     assert screen.draft is None
     screen.page.keyboard.press("Escape")
     screen.page.mouse.up()
@@ -530,10 +531,11 @@ def test_a_mask_under_way_for_a_box_that_is_complete_does_not_stop_the_next_one(
     inside = on(plane, (LOW[0] + 4, LOW[1] + 8, LOW[2] + 8), middle)
     first = on(plane, (LOW[0] - 2, LOW[1] - 2, LOW[2] - 2), middle)
     last = on(plane, (HIGH[0] + 2, HIGH[1] + 2, HIGH[2] + 2), middle)
-    screen.drag(plane, first, last, release=False)
-    assert screen.value(inside)["label"] == 0
-    held[0].continue_()
-    until(lambda: screen.value(inside)["label"] == 255)
+    with screen.timeless():
+        screen.drag(plane, first, last, release=False)
+        assert screen.value(inside)["label"] == 0
+        held[0].continue_()
+        until(lambda: screen.value(inside)["label"] == 255)
     screen.page.keyboard.press("Escape")
     screen.page.mouse.up()
     screen.idle()

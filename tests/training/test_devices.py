@@ -20,8 +20,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from palpate import errors
 from palpate.errors import DatasetError, OutputError, PalpateError, WeightsError
-from palpate.models.adapters import AdapterCard, Trained
-from palpate.models.learned import LearnedCard
+from palpate.models.cards import AdapterCard, LearnedCard, Trained
 from palpate.models.promptable import LearnedClass
 from palpate.training.devices import from_json, launched, tell, to_json, told
 from palpate.training.finetune import Finetuned

@@ -21,7 +21,7 @@ from palpate.errors import OutputError, SettingError
 from palpate.inference.embedding_cache import EmbeddingCache
 from palpate.inference.runtimes.torch import TorchRuntime
 from palpate.metrics import dice
-from palpate.models import adapters
+from palpate.models import cards
 from palpate.training.finetune import Event, Finetuned, finetune
 from palpate.training.items import validation_items
 from palpate.training.moving_weights import MovingWeights
@@ -319,7 +319,7 @@ class TestTheFolder:
         assert len(settings["data_sha256"]) == 64
         assert {"python", "torch", "palpate", "numpy"} <= settings["versions"].keys()
         assert str(home) not in json.dumps(settings)
-        card = adapters.read_card(done.adapter)
+        card = cards.adapter_card(done.adapter)
         assert card.base_sha256 == settings["weights_hash"]
         assert card.recipe == settings["recipe"]
         assert card.metrics == record["metrics"]
@@ -349,7 +349,7 @@ class TestTheFolder:
         again = run(recipe_of(epochs=1, validation=SMALL_VALIDATION), done.folder, listener=events.append)
         assert contents(done.folder) == before
         assert again.steps == 2
-        assert replace(again.card, command="") == replace(adapters.read_card(done.adapter), command="")
+        assert replace(again.card, command="") == replace(cards.adapter_card(done.adapter), command="")
         assert events[-1].kind == "finished"
         assert not any(event.kind == "step" for event in events)
 

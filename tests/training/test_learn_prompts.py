@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from palpate.errors import DatasetError, OutputError, SettingError
-from palpate.models import learned
+from palpate.models import cards, learned
 from palpate.models.weights import load
 from palpate.training import learn_prompts
 from palpate.training.learn_prompts import LearnedFrom, learn
@@ -68,7 +68,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 
 class TestWhatComesOfIt:
     def test_a_file_with_a_card(self, whole: LearnedFrom) -> None:
-        card = learned.read_card(whole.path)
+        card = cards.learned_card(whole.path)
         assert (card.name, card.base, card.images) == ("found", "tiny", 6)
         assert [(one.name, one.value) for one in card.classes] == [("1", 1), ("2", 2)]
         assert set(card.metrics["val_dice"]) == {"mean", "1", "2"}
@@ -259,7 +259,7 @@ class TestWhatIsRefused:
             learn(recipe(data, about={"shots": 40}), tmp_path / "f.safetensors", device="cpu")
 
     def test_an_encoder_that_moves(self, data: Path) -> None:
-        from palpate.models.adapters import Trained
+        from palpate.models.cards import Trained
 
         with pytest.raises(SettingError, match="keeps the image encoder"):
             recipe(data, trained=Trained(("full",)))

@@ -14,7 +14,7 @@ import safetensors.numpy
 import tiny_training
 
 from palpate.errors import DatasetError
-from palpate.models import adapters
+from palpate.models import cards
 from palpate.training.finetune import Finetuned, finetune
 from palpate.training.log import rows_of
 from palpate.training.recipe import recipe_from
@@ -65,7 +65,7 @@ def test_started_by_us(alone: Path, tmp_path: Path, recipe_of: RecipeOf) -> None
     )
     folder = tmp_path / "two"
     adapter = folder / "adapter.safetensors"
-    assert done == Finetuned(folder, adapter, adapters.read_card(adapter), steps=6)
+    assert done == Finetuned(folder, adapter, cards.adapter_card(adapter), steps=6)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["settings"]["processes"] == 2
     assert_alike(tmp_path / "two", alone)
 

@@ -13,7 +13,7 @@ import palpate
 from palpate.images import Image
 from palpate.inference import box_search
 from palpate.models import adapters, catalogue
-from palpate.models.adapters import Trained
+from palpate.models.cards import Trained
 from palpate.models.weights import load_state, write_checkpoint
 from palpate.prompts.types import Box, MaskPrompt, Points, Scribble
 from palpate.training.distill import distill

@@ -5,49 +5,42 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from palpate.cli import (
-    compare,
-    data,
-    distill,
-    embed,
-    evaluate,
-    export,
-    finetune,
-    info,
-    learn,
-    models,
-    predict,
-    replay,
-    serve,
-)
 from palpate.cli.terminal import command_line
 from palpate.inference.processes import be_quick
 
-app = typer.Typer(
-    name="palpate",
-    help="Promptable segmentation of medical images: a box, a click or a scribble gives a mask on the image's grid.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-app.command("predict", no_args_is_help=True)(predict.predict)
-app.command("serve", no_args_is_help=True)(serve.serve)
-app.command("replay", no_args_is_help=True)(replay.replay)
-app.command("evaluate", no_args_is_help=True)(evaluate.evaluate)
-app.command("evaluate compare", no_args_is_help=True, hidden=True)(compare.compare)
-app.command("finetune", no_args_is_help=True)(finetune.finetune)
-app.command("learn", no_args_is_help=True)(learn.learn)
-app.command("distill", no_args_is_help=True)(distill.distill)
-app.command("embed", no_args_is_help=True)(embed.embed)
-app.command("export", no_args_is_help=True)(export.export)
-app.command("info", no_args_is_help=True)(info.info)
-app.add_typer(data.app, name="data")
-app.add_typer(models.app, name="models")
+_HELP = "Promptable segmentation of medical images: a box, a click or a scribble gives a mask on the image's grid."
+_VERBS = ("predict", "serve", "replay", "evaluate", "finetune", "learn", "distill", "embed", "export", "info")
+"""Each is a function in a module of its name."""
+_COMPARE = "evaluate compare"
+_GROUPS = ("data", "models")
+"""Verbs that have verbs: each is an `app` in a module of its name."""
+
+
+def _program(wanted: Sequence[str] = (*_VERBS, _COMPARE, *_GROUPS)) -> typer.Typer:
+    """The command line with these verbs, by default with all."""
+    app = typer.Typer(
+        name="palpate",
+        help=_HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(options)
+    for name in wanted:
+        word = name.split()[-1]
+        module = import_module(f"palpate.cli.{word}")
+        if name in _GROUPS:
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name, no_args_is_help=True, hidden=name == _COMPARE)(getattr(module, word))
+    return app
 
 
 def _show_version(wanted: bool) -> bool:
@@ -59,7 +52,6 @@ def _show_version(wanted: bool) -> bool:
     return wanted
 
 
-@app.callback()
 def options(
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
@@ -75,12 +67,15 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = sys.argv[1:] if arguments is None else arguments
     command_line.set(tuple(given))
-    app(_two_words(joined_severities(joined_points(given))))
+    words = _two_words(joined_severities(joined_points(given)))
+    # To import and build the other verbs takes longer than to parse the one that is wanted.
+    is_one = bool(words) and words[0] in (*_VERBS, _COMPARE, *_GROUPS)
+    (_program(words[:1]) if is_one else _program())(words)
 
 
 def _two_words(arguments: list[str]) -> list[str]:
     """`evaluate compare A B` as one verb: the parser cannot have both a verb's argument and a verb beneath it."""
-    return ["evaluate compare", *arguments[2:]] if arguments[:2] == ["evaluate", "compare"] else arguments
+    return [_COMPARE, *arguments[2:]] if arguments[:2] == ["evaluate", "compare"] else arguments
 
 
 def joined_severities(arguments: list[str]) -> list[str]:

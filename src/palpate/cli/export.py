@@ -51,18 +51,18 @@ def export(
             raise SettingError(f"there is no format {unknown[0]!r}; choose {' or '.join(_FORMATS)}")
         from palpate.inference.export import Format
         from palpate.inference.export import export as write
-        from palpate.models import catalogue, learned
+        from palpate.models import catalogue
         from palpate.models import weights as checkpoints
-        from palpate.models.adapters import read_card
+        from palpate.models.cards import adapter_card, is_learned, learned_card
 
         if model is not None and model.endswith(".safetensors"):
             if (other := adapter or auto) is not None:
                 raise SettingError(f"{model} is what goes on a model, and so is {other}; give one of them")
-            if learned.is_learned(Path(model)):
+            if is_learned(Path(model)):
                 auto, model = Path(model), None
             else:
-                adapter, model = Path(model), read_card(Path(model)).base
-        about = None if auto is None else learned.read_card(auto)
+                adapter, model = Path(model), adapter_card(Path(model)).base
+        about = None if auto is None else learned_card(auto)
         if auto is not None and about is not None:
             if adapter is not None:
                 raise SettingError(

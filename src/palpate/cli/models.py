@@ -14,8 +14,7 @@ from palpate.cli.terminal import command_line, reporting_errors, say, say_json, 
 from palpate.errors import SettingError
 
 if TYPE_CHECKING:
-    from palpate.models.adapters import AdapterCard, Trained
-    from palpate.models.learned import LearnedCard
+    from palpate.models.cards import AdapterCard, LearnedCard, Trained
 
 app = typer.Typer(help="List the models, fetch or add their weights, look at adapters, average and merge them.")
 
@@ -133,9 +132,9 @@ def show(
 ) -> None:
     """Print the card of an adapter or of learned prompts: what it belongs to, what it learned from, how good it is."""
     with reporting_errors(as_json=as_json):
-        from palpate.models import adapters, learned
+        from palpate.models.cards import adapter_card, is_learned, learned_card
 
-        card = learned.read_card(adapter) if learned.is_learned(adapter) else adapters.read_card(adapter)
+        card = learned_card(adapter) if is_learned(adapter) else adapter_card(adapter)
         if as_json:
             say_json({"file": str(adapter), "bytes": adapter.stat().st_size, **asdict(card)})
         else:
@@ -159,10 +158,10 @@ def merge(
 
         check_writable(output, overwrite=overwrite, kinds={".safetensors": "weights"})
         from palpate.models import weights as checkpoints
-        from palpate.models.adapters import read_card
+        from palpate.models.cards import adapter_card
         from palpate.models.catalogue import card as card_of
 
-        card = read_card(adapter)
+        card = adapter_card(adapter)
         found = checkpoints.merge(adapter, output, share=share, weights=weights)
         taught = [kind for kind in card.prompts if kind not in card_of(card.base).prompts.trained]
         if as_json:
@@ -255,7 +254,7 @@ def _parts(trained: Trained | None) -> str:
 
 def _own_lines(card: AdapterCard | LearnedCard) -> list[tuple[str, str]]:
     """What only one of the two kinds has."""
-    from palpate.models.adapters import AdapterCard
+    from palpate.models.cards import AdapterCard
 
     if isinstance(card, AdapterCard):
         return [("prompts", ", ".join(card.prompts)), *_sources(card)]

@@ -97,7 +97,10 @@ def predict(
         str, typer.Option(help="What computes: auto (the quickest that there is), openvino, onnxruntime or torch.")
     ] = "auto",
     precision: Annotated[
-        str, typer.Option(help="float32; bfloat16 or float16 are quicker where the processor has them, and less exact.")
+        str,
+        typer.Option(
+            help="float32; bfloat16 is quicker where the processor has it, and less exact; float16 is for GPUs."
+        ),
     ] = "float32",
     modality: Annotated[str | None, typer.Option(help="Say what it is: CT, MR, US, PET, XR, photo.")] = None,
     window: Annotated[

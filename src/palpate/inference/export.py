@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from palpate.errors import OutputError, PalpateError, SettingError
 from palpate.inference.environment import environment
-from palpate.inference.runtimes.engines import locale_kept, openvino_core
+from palpate.inference.prepared import WEIGHTS
+from palpate.inference.runtimes.engines import in_short, locale_kept, openvino_core
+from palpate.models.cards import LearnedCard
 from palpate.models.catalogue import ModelCard
 from palpate.models.finder_graph import FinderGraph
 from palpate.models.graphs import EncoderGraph, Sam2DecoderGraph, decoder_graph
-from palpate.models.learned import LearnedCard
 from palpate.models.weights import Loaded
 
 Format = Literal["onnx", "openvino"]
@@ -50,6 +51,8 @@ _AXES = {
     "classes": ("item",),
 }
 """Inputs of which there may be any number, and what their first extents are called; an answer has one for each."""
+
+_GRAPHS = ("encoder", "decoder", "finder")
 
 _LEVELS = tuple(f"level{number}" for number in range(1, 10))
 """Of which a model has as many as it has."""
@@ -123,9 +126,10 @@ def export(
         PalpateError: what was written gives other answers than PyTorch.
     """
     folder = Path(folder)
-    if folder.exists() and not (overwrite and (folder / "model.json").is_file()):
-        hint = "--overwrite replaces it" if (folder / "model.json").is_file() else "choose a new folder"
-        raise OutputError(f"{folder} exists; {hint}")
+    # "." has no name; but a link is not followed.
+    folder = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
+    if folder.exists() or folder.is_symlink():
+        _may_be_replaced(folder, overwrite=overwrite)
     libraries: list[tuple[Format, Any]] = [(one, _library(one)) for one in formats]
     network = cast("nn.Module", loaded.model).cpu().eval()
     if loaded.finder is not None:
@@ -133,7 +137,9 @@ def export(
     graphs = graphs_of(loaded)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        half = work / "new"
+        half.mkdir()
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another place") from error
     try:
@@ -141,20 +147,54 @@ def export(
             write_onnx(graph, half / f"{graph.name}.onnx")
         parity = tuple(_checked(name, library, graphs, half) for name, library in libraries)
         if "onnx" not in formats:
-            for path in half.glob("*.onnx"):
+            for path in (*half.glob("*.onnx"), *half.glob(f"*.onnx{WEIGHTS}")):
                 path.unlink()
         about = _about(loaded, card, learned, graphs, parity)
         (half / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        half.chmod(0o755)
         if folder.exists():
-            shutil.rmtree(folder)
-        half.replace(folder)
+            _may_be_replaced(folder, overwrite=overwrite)  # minutes have passed
+        _put_in_place(half, folder, aside=work / "old")
     except OSError as error:
-        raise OutputError(f"could not write {folder}: {error.strerror or error}; nothing was left behind") from error
+        raise OutputError(f"could not write {folder}: {error.strerror or error}; nothing was changed") from error
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        # What was there before goes only when the new one is in its place.
+        if half.exists() and (work / "old").exists():
+            warnings.warn(f"the earlier export is now {work / 'old'}", stacklevel=2)
+        else:
+            shutil.rmtree(work, ignore_errors=True)
         network.eval()
     return Exported(folder, tuple(sorted(path.name for path in folder.iterdir())), parity)
+
+
+def _put_in_place(new: Path, folder: Path, *, aside: Path) -> None:
+    """Move a folder to where it belongs; what was there goes aside, and comes back if that fails or is interrupted."""
+    try:
+        if folder.exists():
+            folder.replace(aside)
+        new.replace(folder)
+    except BaseException:
+        if new.exists() and aside.exists():
+            with suppress(OSError):  # somebody else's is there now
+                aside.replace(folder)
+        raise
+
+
+def _may_be_replaced(folder: Path, *, overwrite: bool) -> None:
+    """Nothing goes but what an earlier export wrote."""
+    if folder.is_symlink() or not folder.is_dir():
+        raise OutputError(f"{folder} exists and is no folder; choose a new one")
+    try:
+        about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        is_ours = isinstance(about, dict) and {"weights_hash", "frame", "encoder", "opset", "parity"} <= about.keys()
+    except (OSError, ValueError):
+        is_ours = False
+    if not is_ours:
+        raise OutputError(f"{folder} exists, and is no earlier export; choose a new folder")
+    known = {f"{name}{kind}" for name in _GRAPHS for kind in (".onnx", f".onnx{WEIGHTS}", ".xml", ".bin")}
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in {"model.json", *known}):
+        raise OutputError(f"{folder} holds {others[0]}, which no export wrote; move it away, or choose a new folder")
+    if not overwrite:
+        raise OutputError(f"{folder} exists; --overwrite replaces it")
 
 
 def graphs_of(loaded: Loaded) -> list[Graph]:
@@ -201,7 +241,36 @@ def _made_up(size: int, grid: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def write_onnx(graph: Graph, path: Path) -> None:
-    """One graph as ONNX."""
+    """One graph as ONNX; where it has more than 2 GB, which one file cannot hold, its weights go to `PATH.data`."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as parts:
+        written = Path(parts) / path.name
+        _write_onnx(graph, written)
+        if len(list(Path(parts).iterdir())) > 1:
+            gather_weights(written)
+            written.with_name(path.name + WEIGHTS).replace(path.with_name(path.name + WEIGHTS))
+        written.replace(path)
+
+
+def gather_weights(path: Path, *, threshold: int = 1024) -> None:
+    """A graph whose weights lie in a file each, as torch writes large ones, has them in `PATH.data` afterwards.
+
+    Those of fewer bytes than the threshold go into the graph's own file.
+    """
+    import onnx
+
+    # Checked against the standard by both runtimes, which open it next.
+    model = onnx.load(path)
+    onnx.save_model(
+        model,
+        path,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=path.name + WEIGHTS,
+        size_threshold=threshold,
+    )
+
+
+def _write_onnx(graph: Graph, path: Path) -> None:
     with torch.inference_mode(), warnings.catch_warnings():
         # The tracing exporter: torch's newer one needs packages of its own and minutes.
         warnings.simplefilter("ignore")
@@ -264,7 +333,14 @@ def _checked(name: Format, library: Any, graphs: Sequence[Graph], folder: Path) 
     apart = {"features": 0.0, "logits": 0.0}
     differing: list[np.ndarray] = []
     for graph in graphs:
-        found = opened(library, folder / graph.name)({name: x.numpy() for name, x in graph.inputs.items()})
+        try:
+            found = opened(library, folder / graph.name)({name: x.numpy() for name, x in graph.inputs.items()})
+        except OSError:
+            raise
+        except Exception as error:
+            raise PalpateError(
+                f"{called} cannot run the {name} files ({graph.name}: {in_short(error)}), so nothing was kept"
+            ) from error
         expected = {name: tensor.numpy() for name, tensor in graph.outputs.items()}
         part = "features" if graph.name == "encoder" else "logits"
         apart[part] = max(apart[part], *(share_apart(found[key], value) for key, value in expected.items()))
@@ -334,6 +410,7 @@ __all__ = [
     "Parity",
     "answered",
     "export",
+    "gather_weights",
     "graphs_of",
     "share_apart",
     "write_onnx",

@@ -5,23 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from palpate.errors import OutputError, PalpateError, SettingError, WeightsError
 from palpate.images.intensity import Intensity, parse_intensity
 from palpate.inference.embedding_cache import EmbeddingCache
-from palpate.inference.prepared import failed, find
+from palpate.inference.prepared import Damaged, Prepared, failed, find
 from palpate.inference.runtimes import FindingRuntime
-from palpate.inference.runtimes.engines import EngineName, Precision, engine, has_cuda, hash_on, in_short, is_installed
+from palpate.inference.runtimes.engines import (
+    Engine,
+    EngineName,
+    Precision,
+    engine,
+    has_cuda,
+    hash_on,
+    in_short,
+    is_installed,
+)
 from palpate.inference.runtimes.graphs import FindingGraphRuntime, GraphRuntime
 from palpate.inference.session import Session
 from palpate.models import DEFAULT, catalogue
+from palpate.models.cards import AdapterCard, adapter_card, learned_card
 
 if TYPE_CHECKING:
     from palpate.inference.runtimes.torch import FindingTorchRuntime
-    from palpate.models.adapters import AdapterCard
     from palpate.models.catalogue import ModelCard
 
 RuntimeName = Literal["auto", "openvino", "onnxruntime", "torch"]
@@ -53,8 +61,8 @@ def load(
     where there is a CUDA device, else the first of openvino, onnxruntime and torch that is installed and can run the
     model. `tell` hears when a model is being made ready, which takes a while.
     `threads` is how many openvino and onnxruntime take (default: OMP_NUM_THREADS, else their choice); torch has a
-    setting of its own. `precision` is float32, bfloat16 or float16. The lower ones are quicker where the processor has
-    them, and move masks a little.
+    setting of its own. `precision` is float32, bfloat16 or float16. The lower ones move masks a
+    little; bfloat16 is quicker where the processor has it, float16 was slower than float32 on a CPU.
 
     Raises:
         UnknownModel: no model of that name.
@@ -80,7 +88,7 @@ def load(
         if path is not None:
             raise SettingError(f"{model} is an adapter, and so is {path}; give one of them")
         path, model = Path(model), None
-    made = None if path is None else _adapter_card(path)
+    made = None if path is None else adapter_card(path)
     if made is not None:
         card = catalogue.card(model or made.base)
     else:
@@ -126,27 +134,20 @@ class _Choice:
         if not self._may_be_graphs():
             return None
         names = get_args(EngineName) if self.runtime == "auto" else (self.runtime,)
-        added = adapter or learned
         for name in cast("Sequence[EngineName]", names):
             if self.runtime == "auto" and not is_installed(name):
                 continue
             try:
-                exact, asked = engine(name), partial(engine, name, precision=self.precision, threads=self.threads)
-                asked()  # before anything is made: can it?
-                prepared = find(card, exact.title, weights=weights, added=added)
-                if prepared is None:
-                    why = failed(card, exact.title, weights=weights, added=added) if self.runtime == "auto" else None
-                    if why is not None:
-                        raise PalpateError(why)
-                    # It imports torch, which takes seconds.
-                    from palpate.inference.preparing import prepare
-
-                    # The graphs serve every precision, so they are compared with PyTorch in the exact one.
-                    prepared = prepare(card, exact, weights=weights, adapter=adapter, learned=learned, tell=self.tell)
-                keeping = asked(kept=prepared.folder / "compiled")
-                if beside is None:
-                    return GraphRuntime(prepared, keeping)
-                return FindingGraphRuntime(prepared, keeping, beside)
+                for last in (False, True):
+                    prepared = self._prepared(name, card, weights=weights, adapter=adapter, learned=learned)
+                    keeping = self._engine(name, kept=prepared.folder / "compiled")
+                    try:
+                        if beside is None:
+                            return GraphRuntime(prepared, keeping)
+                        return FindingGraphRuntime(prepared, keeping, beside)
+                    except Damaged:
+                        if last:  # it was made anew
+                            raise
             except WeightsError:
                 raise  # torch would say the same
             except Exception as error:
@@ -158,6 +159,27 @@ class _Choice:
                 if isinstance(error, OutputError):  # no other engine could write either
                     break
         return None
+
+    def _engine(self, name: EngineName, *, kept: Path | None = None) -> Engine:
+        return engine(name, precision=self.precision, threads=self.threads, kept=kept)
+
+    def _prepared(
+        self, name: EngineName, card: ModelCard, *, weights: Path | None, adapter: Path | None, learned: Path | None
+    ) -> Prepared:
+        """The model made ready for an engine, now if it was not."""
+        self._engine(name)  # before anything is made: can it?
+        exact, added = engine(name), adapter or learned
+        prepared = find(card, exact.title, weights=weights, added=added)
+        if prepared is not None:
+            return prepared
+        why = failed(card, exact.title, weights=weights, added=added) if self.runtime == "auto" else None
+        if why is not None:
+            raise PalpateError(why)
+        # It imports torch, which takes seconds.
+        from palpate.inference.preparing import prepare
+
+        # The graphs serve every precision, so they are compared with PyTorch in the exact one.
+        return prepare(card, exact, weights=weights, adapter=adapter, learned=learned, tell=self.tell)
 
     def _may_be_graphs(self) -> bool:
         """Whether an engine may compute: on the CPU, which `auto` takes where there is no CUDA device."""
@@ -179,19 +201,11 @@ def _runtime_of(name: str) -> RuntimeName:
     return cast("RuntimeName", chosen)
 
 
-def _adapter_card(path: Path) -> AdapterCard:
-    from palpate.models.adapters import read_card
-
-    return read_card(path)
-
-
 def _finding(
     path: Path, choice: _Choice, *, model: str | None, weights: Path | None, cache: EmbeddingCache | None
 ) -> Session:
     """A session on learned prompts and their base model."""
-    from palpate.models.learned import read_card
-
-    card = read_card(path)
+    card = learned_card(path)
     if model not in (None, card.base):
         raise SettingError(f"{path} was learned on {card.base}, not on {model}; give --model {card.base}, or none")
 

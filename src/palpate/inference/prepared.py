@@ -41,7 +41,13 @@ ABOUT = "model.json"
 HALF = ".half-"
 """How the names of folders begin that are being written."""
 FAILED = "failed"
+WEIGHTS = ".data"
+"""What the name of a graph's file is continued by for its weights, where they lie beside it: one file holds 2 GB."""
 _A_DAY = 24 * 3600
+
+
+class Damaged(PalpateError):
+    """A prepared graph is no longer what was compared with PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +73,30 @@ class Prepared:
         """The file of a graph, which is what was compared with PyTorch.
 
         Raises:
-            PalpateError: it is gone, or was changed.
+            KeyError: the model has no such graph.
+            Damaged: it is gone, or was changed; then what is prepared counts no longer, and is made anew the next time.
+            PalpateError: it cannot be read for another reason.
         """
-        path = self.folder / f"{name}.onnx"
+        expected, path = self.graphs[name][1], self.folder / f"{name}.onnx"
         try:
-            with path.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            found = measured(path)[1]
+        except FileNotFoundError as error:
+            self._give_up()
+            raise Damaged(f"{path} is gone ({error.strerror or error}); run it again, and it is made anew") from error
         except OSError as error:
-            raise PalpateError(
-                f"{path} is gone ({error.strerror or error}); run it again, and it is made anew"
-            ) from error
-        if found != self.graphs[name][1]:
-            raise PalpateError(f"{path} has changed since it was written; delete its folder, and it is made anew")
+            raise PalpateError(f"cannot read {path}: {error.strerror or error}") from error
+        if found != expected:
+            raise Damaged(
+                f"{path} has changed since it was written; "
+                + ("run it again, and it is made anew" if self._give_up() else "delete its folder, and it is made anew")
+            )
         return path
+
+    def _give_up(self) -> bool:
+        """Nobody is to take the folder for a whole any more; false where that cannot be said there."""
+        with suppress(OSError):
+            (self.folder / ABOUT).unlink(missing_ok=True)
+        return not (self.folder / ABOUT).exists()
 
 
 def folder_of(chosen: ModelCard, title: str, *, weights: Path | None = None, added: Path | None = None) -> Path | None:
@@ -149,7 +166,7 @@ def opened(folder: Path) -> Prepared | None:
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         prepared = _read(folder, about)
-        sizes = {name: (folder / f"{name}.onnx").stat().st_size for name in prepared.graphs}
+        sizes = {name: _size(folder / f"{name}.onnx") for name in prepared.graphs}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, PalpateError):
         return None
     if sizes != {name: size for name, (size, _) in prepared.graphs.items()}:
@@ -157,6 +174,28 @@ def opened(folder: Path) -> Prepared | None:
     with suppress(OSError):  # someone else's folder, or a disk that is read-only
         os.utime(folder / ABOUT)
     return prepared
+
+
+def measured(path: Path) -> tuple[int, str]:
+    """The size of a graph's file in bytes, with that of its weights where they are in one beside it, and the SHA-256.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    for each in _files(path):
+        with each.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return _size(path), digest.hexdigest()
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    weights = path.with_name(path.name + WEIGHTS)
+    return (path, weights) if weights.exists() else (path,)
+
+
+def _size(path: Path) -> int:
+    return sum(each.stat().st_size for each in _files(path))
 
 
 def _read(folder: Path, about: Mapping[str, Any]) -> Prepared:
@@ -186,10 +225,13 @@ def forget_old(keep: int = KEPT) -> None:
             if not path.parent.name.startswith(HALF):
                 found.append((path.stat().st_mtime, path.parent))
     gone = [folder for _, folder in sorted(found, reverse=True)[keep:]]
-    for path in (*home().glob(f"{HALF}*"), *home().glob(f"*/{FAILED}")):
+    for folder in home().glob("*"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _A_DAY:
-                gone.append(path.parent if path.name == FAILED else path)
+            # Never finished, failed, or given up as damaged.
+            if folder.name.startswith(HALF) or not (folder / ABOUT).exists():
+                told = folder / FAILED
+                if time.time() - (told if told.exists() else folder).stat().st_mtime > _A_DAY:
+                    gone.append(folder)
     for folder in gone:
         with suppress(OSError):
             (folder / ABOUT).unlink(missing_ok=True)  # first, so that nobody takes what is left for a whole
@@ -209,12 +251,15 @@ def _code() -> str:
 __all__ = [
     "ABOUT",
     "HALF",
+    "WEIGHTS",
+    "Damaged",
     "Prepared",
     "failed",
     "find",
     "folder_of",
     "forget_old",
     "home",
+    "measured",
     "opened",
     "remember_failure",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -17,11 +16,20 @@ import torch
 
 from palpate.errors import OutputError, PalpateError, WeightsError
 from palpate.inference.export import FAR, answered, graphs_of, share_apart, write_onnx
-from palpate.inference.prepared import ABOUT, HALF, Prepared, folder_of, forget_old, home, opened, remember_failure
+from palpate.inference.prepared import (
+    ABOUT,
+    HALF,
+    Prepared,
+    folder_of,
+    forget_old,
+    home,
+    measured,
+    opened,
+    remember_failure,
+)
 from palpate.inference.runtimes.engines import Engine, in_short
-from palpate.models import learned as learned_prompts
 from palpate.models import weights as checkpoints
-from palpate.models.adapters import read_card
+from palpate.models.cards import adapter_card, learned_card
 from palpate.models.catalogue import ModelCard
 from palpate.models.graphs import DecoderGraph
 from palpate.models.token_graph import TokenDecoderGraph
@@ -142,8 +150,7 @@ def _write_all(loaded: Loaded, about: Mapping[str, Any], folder: Path, engine: E
             raise PalpateError(
                 f"what {engine.title} makes of {path.name} differs from PyTorch by {apart:.2g} of the largest value"
             )
-        with path.open("rb") as file:
-            written[graph.name] = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        written[graph.name] = measured(path)
     content = {**about, "graphs": written, "levels": len(encoder.outputs) - 1, "no_point_after_box": not is_sam}
     (folder / ABOUT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -152,9 +159,9 @@ def _about(chosen: ModelCard, loaded: Loaded, adapter: Path | None, learned: Pat
     """What a session has to know of a model, beside its graphs."""
     name, classes = chosen.name, ()
     if adapter is not None:
-        name = f"{name} + {read_card(adapter).name}"
+        name = f"{name} + {adapter_card(adapter).name}"
     elif learned is not None:
-        card = learned_prompts.read_card(learned)
+        card = learned_card(learned)
         name, classes = f"{name} + {card.name}", card.classes
     from_box = getattr(loaded.model, "from_box", None)
     return {

@@ -15,117 +15,25 @@ A network here is one with an `image_encoder` and a `prompt_decoder`, which has 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import cast
 
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from palpate.errors import OutputError, SettingError, WeightsError
 from palpate.images.formats import replacing
-from palpate.models.promptable import PromptKind
+from palpate.models.cards import AdapterCard, Part, Targets, Trained, Where, adapter_card, metadata
 
-Part = Literal["decoder", "mask-head", "prompt-encoder", "bias-norm", "lora", "adapter", "last-blocks", "full"]
-Where = Literal["decoder", "encoder"]
-Targets = Literal["attention", "linear"]
-
-FORMAT = 1
-"""Grows when an adapter file can no longer be read by an older palpate."""
-
-_METADATA = "palpate_adapter"
 _REPLACED, _LORA_A, _LORA_B, _DOWN, _UP = "replaced:", "lora_A:", "lora_B:", "down:", "up:"
 _ROLES, _BESIDE = (_REPLACED, _LORA_A, _LORA_B, _DOWN, _UP), (_DOWN, _UP)
 _PLACES: Mapping[Where, str] = {"decoder": "prompt_decoder.mask_decoder", "encoder": "image_encoder"}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Which weights move.
-
-    - `parts`: `decoder` is the mask decoder, as MedSAM's fine-tuning has it with a frozen encoder, and what makes skip
-      connections of an encoder's maps, where a model has them; `mask-head` is what
-      in it makes masks of attended tokens and cells (mask tokens, upscaling, hypernetworks); `prompt-encoder` the
-      embeddings of corners, points and masks; `bias-norm` all biases and normalisation weights; `lora` and
-      `adapter` add few weights beside frozen ones; `last-blocks` are the last blocks of the image encoder and its neck;
-      `full` is everything.
-    - `where`: whether `bias-norm`, `lora` and `adapter` go into the mask decoder, the image encoder, or both.
-    - `rank` and `alpha`: of LoRA; its change is scaled by alpha / rank. `targets`: the layers it goes beside: the
-      `attention`'s query and value projections (in TinyViT one layer makes both, and the key), or every `linear` one.
-      Layers that another part trains anyway get no LoRA.
-    - `width`: channels of a bottleneck adapter. `blocks`: how many of the encoder's last blocks.
-
-    Raises:
-        SettingError: nothing is trained, or what cannot be, or one part leaves nothing to another.
-    """
-
-    parts: tuple[Part, ...] = ("decoder",)
-    where: tuple[Where, ...] = ("decoder",)
-    rank: int = 8
-    alpha: int = 16
-    targets: Targets = "attention"
-    width: int = 64
-    blocks: int = 1
-
-    def __post_init__(self) -> None:
-        for name, given, known in (
-            ("parts", self.parts, get_args(Part)),
-            ("where", self.where, get_args(Where)),
-            ("targets", (self.targets,), get_args(Targets)),
-        ):
-            if unknown := [one for one in given if one not in known]:
-                raise SettingError(f"{unknown[0]!r} cannot be trained ({name}); choose from {', '.join(known)}")
-        if not self.parts:
-            raise SettingError("nothing is to be trained; give parts such as decoder or lora")
-        if not self.where:
-            raise SettingError("`where` is empty; give decoder, encoder or both")
-        for name in ("rank", "alpha", "width", "blocks"):
-            value = cast("object", getattr(self, name))
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SettingError(f"{name} must be a whole number of at least 1, got {value}")
-        others = [part for part in self.parts if part != "full"]
-        if "full" in self.parts and others:
-            raise SettingError(f"full trains every weight there is; leave out {', '.join(others)}, or full")
-        if {"decoder", "lora"} <= set(self.parts) and set(self.where) == {"decoder"}:
-            raise SettingError(
-                "decoder trains the very layers that lora would go beside; give where = encoder, or one of the two"
-            )
-
-    @property
-    def moves_encoder(self) -> bool:
-        """Whether the image encoder changes, so that embeddings cannot be kept."""
-        added = {"bias-norm", "lora", "adapter"} & set(self.parts)
-        return bool({"full", "last-blocks"} & set(self.parts)) or bool(added and "encoder" in self.where)
-
-
-@dataclass(frozen=True)
-class AdapterCard:
-    """All that is known of an adapter; it travels inside the file.
-
-    `base` is a model of the catalogue and `base_sha256` the content hash of its weights. `prompts` are the kinds
-    it was trained with. `data`, `licence`, `recipe` and `metrics` are for people, and for making it again.
-    """
-
-    name: str
-    base: str
-    base_sha256: str
-    trained: Trained
-    prompts: tuple[PromptKind, ...]
-    summary: str = ""
-    data: str = ""
-    licence: str = ""
-    seed: int = 0
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    command: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -467,12 +375,11 @@ def save(adapter: Adapter, path: Path, *, half: bool = False, overwrite: bool = 
         if not bool(torch.isfinite(tensor.half() if half else tensor).all()):
             why = " in float16; save it in full precision" if half else "; training has gone wrong, lower its rate"
             raise OutputError(f"{name} of {adapter.card.name} holds numbers that are not finite{why}")
-    content = {"format": FORMAT, "half": half, **asdict(adapter.card)}
     tensors = {
         name: (tensor.half() if half else tensor).detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in sorted(adapter.tensors.items())
     }
-    data = safetensors.torch.save(tensors, metadata={_METADATA: json.dumps(content, sort_keys=True, default=str)})
+    data = safetensors.torch.save(tensors, metadata=metadata(adapter.card, half=half))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -481,63 +388,13 @@ def save(adapter: Adapter, path: Path, *, half: bool = False, overwrite: bool = 
         temporary.write_bytes(data)
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether the file is an adapter; false for anything else, also for what cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return _METADATA in (opened.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
-
-
-def read_card(path: Path) -> AdapterCard:
-    """The card of an adapter file, without reading its tensors.
-
-    Raises:
-        WeightsError: no such file, no adapter, or one of a newer palpate.
-    """
-    if path.is_dir():
-        raise WeightsError(f"{path} is a folder; give the file in it: {path / 'adapter.safetensors'}")
-    if not path.is_file():
-        unfinished = "; the run is not finished, the same `palpate finetune` goes on" if _begun(path) else ""
-        raise WeightsError(f"there is no file {path}{unfinished}")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            text = (opened.metadata() or {}).get(_METADATA)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is cut short, damaged or no safetensors file ({error})") from error
-    if text is None:
-        raise WeightsError(
-            f"{path} is no adapter of palpate; give whole checkpoints with --weights, and adapters as "
-            "`palpate finetune` writes them"
-        )
-    try:
-        content = json.loads(text)
-        # Looked at first: what a newer palpate wrote may not look like a card here.
-        if content["format"] > FORMAT:
-            raise WeightsError(f"{path} was made by a newer palpate; update this one")
-        return TypeAdapter(AdapterCard).validate_python(content)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)[:3]
-        )
-        raise WeightsError(f"the card inside {path} is damaged ({problems})") from None
-    except (KeyError, TypeError, ValueError, RecursionError, SettingError) as error:
-        raise WeightsError(f"the card inside {path} is damaged ({type(error).__name__}: {error})") from None
-
-
-def _begun(path: Path) -> bool:
-    """Whether the file would come out of a run that has begun."""
-    return path.name == "adapter.safetensors" and (path.parent / "checkpoints").is_dir()
-
-
 def read(path: Path) -> Adapter:
     """An adapter file.
 
     Raises:
         WeightsError: no such file, no adapter, damaged, or one of a newer palpate.
     """
-    card = read_card(path)
+    card = adapter_card(path)
     try:
         return Adapter(card, safetensors.torch.load_file(path, device="cpu"))
     except (SafetensorError, OSError) as error:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from palpate.errors import SettingError, WeightsError
 from palpate.models import adapters, weights
-from palpate.models.adapters import Adapter, AdapterCard
+from palpate.models.adapters import Adapter
+from palpate.models.cards import AdapterCard
 from palpate.models.catalogue import card
 
 

@@ -16,10 +16,9 @@ anything at all?), and what training changed in the decoder, as an adapter; besi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,55 +26,19 @@ import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from palpate.errors import OutputError, SettingError, WeightsError
 from palpate.images.formats import replacing
-from palpate.models.adapters import Adapter, AdapterCard, Trained, applied, extracted
+from palpate.models.adapters import Adapter, applied, extracted
+from palpate.models.cards import AdapterCard, LearnedCard, learned_card, metadata
 from palpate.models.localiser import Localiser, peak_boxes
-from palpate.models.prompt_predictor import Items, LearnedPrompts, PromptPredictor, Variant
-from palpate.models.promptable import ImageEmbedding, LearnedClass, PromptBatch
+from palpate.models.prompt_predictor import Items, LearnedPrompts, PromptPredictor
+from palpate.models.promptable import ImageEmbedding, PromptBatch
 from palpate.models.sam import SamPromptDecoder
 from palpate.models.sam2 import HieraEncoder, Sam2PromptDecoder
-
-FORMAT = 1
-"""Grows when a file can no longer be read by an older palpate."""
-
-_METADATA = "palpate_learned_prompts"
-
-
-@dataclass(frozen=True)
-class LearnedCard:
-    """All that is known of learned prompts; it travels inside the file.
-
-    `base` is a model of the catalogue and `base_sha256` the content hash of its weights. `trained` says what of the
-    base model moved with the prompts; None: nothing. `images` is how many labelled images they were learned from.
-    `intensity` is the rule that images were shown by, empty for each image's own, and `modality` what all of them were
-    said to be, empty where nobody said. `data`, `licence`, `recipe` and `metrics` are for people, and for making it
-    again.
-    """
-
-    name: str
-    base: str
-    base_sha256: str
-    classes: tuple[LearnedClass, ...]
-    variant: Variant
-    tokens: int
-    trained: Trained | None
-    images: int
-    intensity: str = ""
-    modality: str = ""
-    summary: str = ""
-    data: str = ""
-    licence: str = ""
-    seed: int = 0
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    command: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,12 +319,11 @@ def save(learned: Learned, path: Path, *, overwrite: bool = True) -> None:
     for name, tensor in learned.tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise OutputError(f"{name} holds numbers that are not finite; training has gone wrong, lower its rate")
-    content = {"format": FORMAT, **asdict(learned.card)}
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in sorted(learned.tensors.items())
     }
-    data = safetensors.torch.save(tensors, metadata={_METADATA: json.dumps(content, sort_keys=True, default=str)})
+    data = safetensors.torch.save(tensors, metadata=metadata(learned.card))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -370,47 +332,13 @@ def save(learned: Learned, path: Path, *, overwrite: bool = True) -> None:
         temporary.write_bytes(data)
 
 
-def is_learned(path: Path) -> bool:
-    """Whether the file holds learned prompts; false for anything else, also for what cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return _METADATA in (opened.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
-
-
-def read_card(path: Path) -> LearnedCard:
-    """The card of a file of learned prompts, without reading its tensors.
-
-    Raises:
-        WeightsError: no such file, no learned prompts, or those of a newer palpate.
-    """
-    if not path.is_file():
-        raise WeightsError(f"there is no file {path}; `palpate learn` makes one")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            text = (opened.metadata() or {}).get(_METADATA)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is cut short, damaged or no safetensors file ({error})") from error
-    if text is None:
-        raise WeightsError(f"{path} holds no learned prompts; give a file that `palpate learn` wrote")
-    try:
-        content = json.loads(text)
-        # Looked at first: what a newer palpate wrote may not look like a card here.
-        if content["format"] > FORMAT:
-            raise WeightsError(f"{path} was made by a newer palpate; update this one")
-        return TypeAdapter(LearnedCard).validate_python(content)
-    except (KeyError, TypeError, ValueError, RecursionError, SettingError, ValidationError) as error:
-        raise WeightsError(f"the card inside {path} is damaged ({type(error).__name__})") from None
-
-
 def read(path: Path) -> Learned:
     """A file of learned prompts.
 
     Raises:
         WeightsError: no such file, no learned prompts, damaged, or those of a newer palpate.
     """
-    card = read_card(path)
+    card = learned_card(path)
     try:
         return Learned(card, safetensors.torch.load_file(path, device="cpu"))
     except (SafetensorError, OSError) as error:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -32,8 +31,7 @@ from transformers.models.sam.configuration_sam import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamTwoWayAttentionBlock
 
 from palpate.errors import SettingError
-
-Variant = Literal["localiser", "linear", "high-res"]
+from palpate.models.cards import Variant
 
 BOX_TOKENS = 2
 """The first two tokens of a class become its box."""

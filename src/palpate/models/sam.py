@@ -273,12 +273,21 @@ class SamPromptDecoder(nn.Module):
         are until the logits, one number each, are put in order. Same weights and same sums, without moving 32 maps of
         the mask's size about, forward and back.
         """
-        decoder, side = self.mask_decoder, self.grid_size
+        decoder = self.mask_decoder
         norm = decoder.upscale_layer_norm
-        parts = _in_four(cells, decoder.upscale_conv1)
+        parts = in_four(cells, decoder.upscale_conv1)
         parts = gelu(layer_norm(parts, (parts.shape[-1],), norm.weight, norm.bias, norm.eps))
-        parts = gelu(_in_four(parts, decoder.upscale_conv2))
-        networks = list(decoder.output_hypernetworks_mlps)[wanted]
+        return self._weighted(gelu(in_four(parts, decoder.upscale_conv2)), tokens, wanted)
+
+    def _weighted(
+        self,
+        parts: Float[Tensor, "object cell 4 4 part_channel"],
+        tokens: Float[Tensor, "object mask channel"],
+        wanted: slice,
+    ) -> Float[Tensor, "object mask mask_row mask_column"]:
+        """Sums of the parts' channels, weighted by what the tokens ask for, each where it lies in the mask."""
+        side = self.grid_size
+        networks = list(self.mask_decoder.output_hypernetworks_mlps)[wanted]
         weights = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], dim=-1)
         logits = parts.flatten(1, -2) @ weights.to(parts.dtype)
         logits = logits.view(-1, side, side, 2, 2, 2, 2, len(networks))
@@ -293,7 +302,7 @@ class SamPromptDecoder(nn.Module):
         return self.prompt_encoder.shared_embedding(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
 
 
-def _in_four(parts: Float[Tensor, "*place inputs"], up: nn.ConvTranspose2d) -> Float[Tensor, "*place 4 outputs"]:
+def in_four(parts: Float[Tensor, "*place inputs"], up: nn.ConvTranspose2d) -> Float[Tensor, "*place 4 outputs"]:
     """A transposed convolution of 2 x 2 with stride 2, its four results side by side instead of in the plane."""
     weight = up.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (inputs, outputs, 2, 2) -> (2 * 2 * outputs, inputs)
     bias = None if up.bias is None else up.bias.repeat(4)

@@ -30,12 +30,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from torch.nn.functional import gelu, interpolate, layer_norm, linear, scaled_dot_product_attention
 from transformers.models.sam.modeling_sam import SamLayerNorm
 
 from palpate.models.derived import FromBox
@@ -43,7 +43,7 @@ from palpate.models.frame import Frame
 from palpate.models.lite_medsam import HEAD_CHANNELS, ConvNorm, Maps, Mlp, PatchEmbed, TinyViT
 from palpate.models.prompt_tensors import PromptTensors, prompt_tensors
 from palpate.models.promptable import Array, ImageEmbedding, MaskPrediction, PromptBatch
-from palpate.models.sam import SamPromptDecoder, from_segment_anything, renamed, to_segment_anything
+from palpate.models.sam import SamPromptDecoder, from_segment_anything, in_four, renamed, to_segment_anything
 
 EncoderName = Literal["swin", "tinyvit", "half", "small", "mini"]
 """Which encoder stands in front of the decoder: the authors', LiteMedSAM's, the same at half size, or one of palpate's
@@ -254,6 +254,7 @@ class SkipPromptDecoder(SamPromptDecoder):
         self, *, canvas_size: int, grid_stride: int, fine_channels: int = 128, channels: int = 256, **sam: int
     ) -> None:
         super().__init__(canvas_size=canvas_size, grid_stride=grid_stride, channels=channels, **sam)
+        self.channels = channels
         decoder = self.mask_decoder
         del decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2
         decoder.upscaling1 = _upscaling(2 * channels, channels, channels // 2)
@@ -266,16 +267,37 @@ class SkipPromptDecoder(SamPromptDecoder):
         wanted: slice,
         levels: Sequence[Tensor],
     ) -> Float[Tensor, "object mask mask_row mask_column"]:
-        """Logits of the wanted masks."""
-        decoder = self.mask_decoder
+        """Logits of the wanted masks, channels last and part by part as SAM's (`SamPromptDecoder._masks`).
+
+        A convolution of what two maps say side by side is the sum of a linear layer of each, so they are not copied
+        into one.
+        """
+        decoder, side = self.mask_decoder, self.grid_size
         fine, skip = levels[: self.levels_read]
-        x = cells.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
-        # The order of each pair is part of what the weights were trained with.
-        x = decoder.get_submodule("upscaling1")(torch.cat([x, skip], dim=1))
-        x = decoder.get_submodule("upscaling2")(torch.cat([x, fine], dim=1))
-        networks = list(decoder.output_hypernetworks_mlps)[wanted]
-        weights = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], dim=1)
-        return (weights @ x.flatten(2)).unflatten(2, x.shape[-2:])
+        # channel, (row, half row), (column, half column) -> cell, one of four parts, channel
+        placed = fine.unflatten(3, (side, 2)).unflatten(2, (side, 2)).permute(0, 2, 4, 3, 5, 1)
+        first, second = (decoder.get_submodule(name) for name in ("upscaling1", "upscaling2"))
+        parts = _upscaled(cells, skip.flatten(2).transpose(1, 2), first, inputs=self.channels)
+        parts = _upscaled(parts, placed.flatten(3, 4).flatten(1, 2), second, inputs=self.channels // 2)
+        return self._weighted(parts, tokens, wanted)
+
+
+def _upscaled(
+    parts: Float[Tensor, "object *place inputs"],
+    seen: Float[Tensor, "any_object *place seen_channel"],
+    block: nn.Module,
+    *,
+    inputs: int,
+) -> Float[Tensor, "object *place 4 outputs"]:
+    """What `_upscaling` makes of two maps, parts (of `inputs` channels) first, each of its four parts a place."""
+    mixed, norm, _, up, _ = cast(
+        "tuple[nn.Conv2d, SamLayerNorm, nn.GELU, nn.ConvTranspose2d, nn.GELU]", tuple(block.children())
+    )
+    # Of sizes as the modules say them, not the tensors: an exported graph would take the latter for something that
+    # changes from call to call. The order of the two is part of what the weights were trained with.
+    weight = mixed.weight.flatten(1)
+    x = linear(parts, weight[:, :inputs]) + linear(seen, weight[:, inputs:], mixed.bias)
+    return gelu(in_four(gelu(layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)), up))
 
 
 def _upscaling(inputs: int, between: int, outputs: int) -> nn.Sequential:

@@ -28,11 +28,13 @@ from torch.overrides import TorchFunctionMode
 from palpate.errors import OutputError, SettingError, WeightsError
 from palpate.images.formats import replacing
 from palpate.models import adapters, catalogue
+from palpate.models.cards import is_adapter
 from palpate.models.catalogue import Adapted, ModelCard, card, home, stored
 from palpate.models.promptable import PromptableModel, PromptSupport, WeightsSource
 
 if TYPE_CHECKING:
-    from palpate.models.learned import Finder, LearnedCard
+    from palpate.models.cards import AdapterCard, LearnedCard
+    from palpate.models.learned import Finder
 
 __all__ = [
     "Layout",
@@ -283,7 +285,7 @@ def network_hash(network: nn.Module, wanted: ModelCard) -> str:
     return content_hash(wanted.restore(dict(network.state_dict())))
 
 
-def _check_base(made: "adapters.AdapterCard | LearnedCard", wanted: ModelCard, found: str, path: Path) -> None:
+def _check_base(made: "AdapterCard | LearnedCard", wanted: ModelCard, found: str, path: Path) -> None:
     if made.base_sha256 != found:
         raise WeightsError(
             f"{path} was made from other weights of {wanted.name} ({made.base_sha256[:12]}…) than these "
@@ -467,7 +469,7 @@ def load_state(path: Path, wanted: ModelCard, *, sha256: str | None = None) -> d
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
     state = _in_original_names(state)
     layout = recognise(state)
-    if layout is None and path.suffix == ".safetensors" and adapters.is_adapter(path):
+    if layout is None and path.suffix == ".safetensors" and is_adapter(path):
         raise WeightsError(
             f"{path} is an adapter and no whole checkpoint; give it with --adapter, or fold it in first: palpate "
             f"models merge {path} -o whole.safetensors"

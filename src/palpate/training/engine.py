@@ -313,7 +313,12 @@ class _Engine(Generic[Result]):
         self._backward(batch)
         self.optimisation.forget_gradients()
         seconds = time.monotonic() - started
-        self._tell(estimated(self.plan, items=len(batch.items), seconds=seconds, device=self.fabric.device))
+        precision = self.fabric.strategy.precision.precision
+        self._tell(
+            estimated(
+                self.plan, items=len(batch.items), seconds=seconds, device=self.fabric.device, precision=precision
+            )
+        )
 
     # --- What stays ---------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from palpate.errors import DatasetError
 from palpate.inference.embedding_cache import EmbeddingCache, bound_of, default_folder
 from palpate.inference.environment import environment
 from palpate.models import adapters, catalogue
-from palpate.models.adapters import AdapterCard
+from palpate.models.cards import AdapterCard, adapter_card
 from palpate.models.promptable import PromptKind
 from palpate.prompts.types import Box, MaskPrompt, Points, Scribble
 from palpate.training.data import cases_for, described
@@ -316,7 +316,7 @@ class _FineTuning:
 
     def read(self, record: Mapping[str, Any]) -> Finetuned:
         adapter = self.folder.result
-        return Finetuned(self.folder.path, adapter, adapters.read_card(adapter), int(record.get("steps", 0)))
+        return Finetuned(self.folder.path, adapter, adapter_card(adapter), int(record.get("steps", 0)))
 
 
 def _data_hash(scenes: Sequence[Scene]) -> str:

@@ -11,7 +11,7 @@ from palpate.datasets import open_dataset
 from palpate.datasets.case import Case, Region
 from palpate.datasets.splitting import split
 from palpate.errors import DatasetError, PalpateError, SettingError
-from palpate.models.learned import LearnedClass
+from palpate.models.promptable import LearnedClass
 from palpate.training.learn_recipe import LearnDataRecipe, parse_class
 from palpate.training.scenes import rng_for
 

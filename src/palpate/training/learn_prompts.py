@@ -27,8 +27,9 @@ from palpate.inference.environment import environment
 from palpate.inference.runtimes.torch import TorchRuntime
 from palpate.metrics import dice
 from palpate.models import adapters, catalogue, weights
+from palpate.models.cards import LearnedCard, learned_card
 from palpate.models.frame import CanvasPrompt, Frame
-from palpate.models.learned import Found, LearnedCard, finder_for, read_card, save, tensors_of
+from palpate.models.learned import Found, finder_for, save, tensors_of
 from palpate.models.localiser import Localiser
 from palpate.models.prompt_predictor import Items, LearnedPrompts
 from palpate.models.promptable import ImageEmbedding
@@ -499,7 +500,7 @@ class _Learning:
         return LearnedFrom(self.folder.result, card, done.steps)
 
     def read(self, record: Mapping[str, Any]) -> LearnedFrom:
-        return LearnedFrom(self.folder.result, read_card(self.folder.result), int(record.get("steps", 0)))
+        return LearnedFrom(self.folder.result, learned_card(self.folder.result), int(record.get("steps", 0)))
 
 
 def _flags(values: Sequence[bool], device: torch.device) -> Bool[Tensor, " item"]:

@@ -11,8 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from palpate.errors import SettingError
 from palpate.images.intensity import parse_intensity
 from palpate.models import DEFAULT
-from palpate.models.adapters import Trained
-from palpate.models.prompt_predictor import Variant
+from palpate.models.cards import Trained, Variant
 from palpate.training.learning_losses import LEARNING_LOSSES, LearningLoss
 from palpate.training.recipe import CountOrAll, OptimiserRecipe, Section, said, toml_beside, with_changes
 from palpate.training.scenes import Views

@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from palpate.errors import SettingError
 from palpate.images.intensity import parse_intensity
 from palpate.models import DEFAULT
-from palpate.models.adapters import Part, Targets, Trained, Where
+from palpate.models.cards import Part, Targets, Trained, Where
 from palpate.models.catalogue import card
 from palpate.prompts.strategies import strategy
 from palpate.training.losses import LOSSES, Loss

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +18,7 @@ from palpate.models.frame import Frame
 from palpate.models.promptable import ImageEmbedding, LearnedClass, MaskPrediction, PromptBatch, PromptSupport
 
 OBJECTS_AT_ONCE = 8
-"""More in a call are not cheaper, and each takes some 60 MB while it is decoded."""
+"""More in a call are not cheaper (`benchmarks/roads.py`), and each takes some 30 MB while OpenVINO decodes it."""
 
 CLASSES_AT_ONCE = 4
 """Each class has a copy of the image's cells."""
@@ -40,11 +39,13 @@ class GraphRuntime:
         # A scribble made of each box is a mask; then no prompt is tokens alone.
         always_masks = prepared.from_box is not None and prepared.from_box.scribble
         self._by_tokens = "tokens" in prepared.graphs and not always_masks
-        usual = "tokens" if self._by_tokens else "decoder"
-        with ThreadPoolExecutor(1, thread_name_prefix="palpate-open") as other:
-            decoder = other.submit(engine.open, prepared.graph(usual))
-            self._opened["encoder"] = engine.open(prepared.graph("encoder"))
-            self._opened[usual] = decoder.result()
+        for graph in dict.fromkeys(("encoder", self._usual)):
+            self._opened[graph] = engine.open(prepared.graph(graph))
+
+    @property
+    def _usual(self) -> str:
+        """What answers most prompts."""
+        return "tokens" if self._by_tokens else "decoder"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.prepared, self._engine)
@@ -183,9 +184,13 @@ class FindingGraphRuntime(GraphRuntime):
     """A prepared model with learned prompts. Where something is drawn beside them, torch answers (`beside`)."""
 
     def __init__(self, prepared: Prepared, engine: Engine, beside: Callable[[], FindingRuntime]) -> None:
-        super().__init__(prepared, engine)
         self._load_beside = beside
-        self.answer("finder")
+        super().__init__(prepared, engine)
+
+    @property
+    def _usual(self) -> str:
+        """What answers where nothing is drawn."""
+        return "finder"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.prepared, self._engine, self._load_beside)
