@@ -69,6 +69,7 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "small": ("swin-lite-medsam-small-no-skip-no-points-no-scribble", {"start": "random", "optimiser.rate": 1e-3}),
     "mini": ("swin-lite-medsam-mini-no-skip-no-points-no-scribble", {"start": "random", "optimiser.rate": 1e-3}),
     "half": ("lite-medsam-half", {"start": "teacher"}),
+    "quarter": ("lite-medsam-quarter", {"start": "teacher"}),
     # controls of `half`: the teacher itself, taught alike; and with nothing but its batch statistics taken anew
     "whole": ("lite-medsam", {"start": "released"}),
     "statistics": ("lite-medsam", {"start": "released", "epochs": 1, "steps": 1, "optimiser.rate": 1e-12}),

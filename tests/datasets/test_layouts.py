@@ -48,7 +48,7 @@ def test_a_manifest_keeps_its_other_columns_and_scribbles(tmp_path: Path) -> Non
     row = {"image": "x/images/a.png", "label": "x/labels/a.png", "modality": "endoscopy", "licence": "CC0"}
     trees.manifest(tmp_path, [{**row, "scribbles": "x/labels/a.png; x/labels/b.png"}])
     (case,) = open_dataset(tmp_path)
-    assert case.modality == ""
+    assert (case.modality, case.kind) == ("", "endoscopy")
     assert case.extra == (("modality", "endoscopy"), ("licence", "CC0"))
     assert [path.name for path in case.scribbles] == ["a.png", "b.png"]
 
@@ -211,6 +211,23 @@ def test_an_npy_header_that_lies_is_refused_before_anything_is_allocated(tmp_pat
 # npz
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Fundus/Fundus_1", "fundus"),
+        ("Endoscopy/polyp_1", "endoscopy"),
+        ("Fundus/OCT_1", "oct"),
+        ("x/Fundus_OCT_1", ""),
+        ("US/Fundus_1", "fundus"),
+        ("x/1", ""),
+    ],
+)
+def test_challenge_cases_whose_kind_decides_no_intensities_have_one_still(tmp_path: Path, name: str, kind: str) -> None:
+    trees.npz_case(tmp_path / f"{name}.npz")
+    (case,) = open_dataset(tmp_path)
+    assert (case.modality, case.kind) == ("", kind)
+
+
 def test_challenge_cases_have_spacing_references_and_their_name_s_modality(tmp_path: Path) -> None:
     trees.npz_case(tmp_path / "CT" / "CT_Abd" / "CT_Abd_001.npz")
     trees.npz_case(tmp_path / "MR" / "MR_Heart" / "MR_Heart_001.npz")
@@ -220,7 +237,7 @@ def test_challenge_cases_have_spacing_references_and_their_name_s_modality(tmp_p
     assert read.image.geometry.spacing == (0.5, 0.6, 3.0)
     assert read.labels.dtype == np.int16
     assert read.image.modality == "unknown"  # windowed already
-    assert mr.modality == "MR"
+    assert (mr.modality, mr.kind) == ("MR", "MR")
 
 
 def test_challenge_references_may_lie_apart(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from fake_runtime import FakeRuntime
 from palpate.datasets import Case, Region
 from palpate.errors import DatasetError, OutputError
 from palpate.evaluation.measure import Plan
+from palpate.evaluation.modalities import read_cases
 from palpate.evaluation.protocols import protocol
 from palpate.evaluation.run import evaluate
 from palpate.evaluation.table import read_run
@@ -37,6 +38,12 @@ def test_a_run_leaves_a_table_times_and_a_record(fake_session: Session, squares:
     assert run.record["weights_hash"] == "0" * 64
     assert {"palpate", "torch", "numpy", "python"} <= set(run.record["versions"])
     assert all(row.milliseconds > 0 for row in run.rows)
+
+
+def test_cases_are_of_the_kind_that_their_layout_names(fake_session: Session, squares: list[Case], tmp_path: Path):
+    kinds = replace(squares[0], modality="CT"), replace(squares[1], extra=(("modality", "fundus"),)), squares[2]
+    run = evaluate(kinds, PLAN, tmp_path / "run", model=fake_session)
+    assert [case.modality for case in read_cases(run.folder)] == ["CT", "fundus", ""]
 
 
 def test_the_same_command_writes_the_same_bytes(fake_session: Session, squares: list[Case], tmp_path: Path):

@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ def built(each: ModelCard) -> Any:
 def test_there_is_one_for_each_choice_and_none_is_called_like_another() -> None:
     names = [each.name for each in (*CARDS, *VARIANTS)]
     assert len(set(names)) == len(names)
-    assert len(SWIN) == 5 * 2**3 - 1
-    assert len(VARIANTS) == len(SWIN) + 1
+    assert len(SWIN) == 6 * 2**3 - 1
+    assert len(VARIANTS) == len(SWIN) + 2
 
 
 @pytest.mark.parametrize("each", SWIN, ids=lambda each: each.name)
@@ -50,7 +50,7 @@ def test_a_name_says_what_is_there(each: ModelCard) -> None:
 
 @pytest.mark.parametrize(
     "each",
-    [each for each in VARIANTS if each.name.endswith(("-half", "-small", "-mini", "-tinyvit", "-no-skip"))],
+    [each for each in VARIANTS if each.name.endswith(("-half", "-quarter", "-small", "-mini", "-tinyvit", "-no-skip"))],
     ids=lambda each: each.name,
 )
 def test_a_checkpoint_is_known_by_its_names_and_goes_back_unchanged(each: ModelCard) -> None:
@@ -97,31 +97,52 @@ def test_what_a_small_encoder_sees_at_one_place_reaches_the_features_there() -> 
     assert abs(column - 42.5) <= 2.5
 
 
-def test_half_an_encoder_is_the_whole_one_on_half_the_canvas() -> None:
+@pytest.mark.parametrize("shrunk", [2, 4])
+def test_a_shrunk_encoder_is_the_whole_one_on_a_smaller_canvas(shrunk: Literal[2, 4]) -> None:
     """Started from the whole one's weights, and but for the steps between the grids."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"widths": (8, 32, 32, 32), "depths": (1, 1, 1, 1), "windows": (7, 5, 7), "channels": 32}
-    whole, half = TinyViT(**sizes).eval(), TinyViT(**sizes, halved=True).eval()
-    half.load_state_dict(whole.state_dict(), strict=False)
+    whole, less = TinyViT(**sizes).eval(), TinyViT(**sizes, shrunk=shrunk).eval()
+    less.load_state_dict(whole.state_dict(), strict=False)
     canvas = torch.rand(2, 3, 64, 64)
-    small = avg_pool2d(canvas, 2)
+    small = avg_pool2d(canvas, shrunk)
     with torch.inference_mode():
-        found, wanted = half.maps(canvas), whole.maps(small)
-        assert half(canvas).shape == whole(canvas).shape == (2, 32, 16, 16)
+        found, wanted = less.maps(canvas), whole.maps(small)
+        assert less(canvas).shape == whole(canvas).shape == (2, 32, 16, 16)
     assert [each.shape[-1] for each in found] == [32, 16, 16, 16]
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, interpolate(other, scale_factor=2.0, mode="bilinear"))
+        torch.testing.assert_close(one, interpolate(other, scale_factor=float(shrunk), mode="bilinear"))
 
 
-def test_a_half_one_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
-    half = card("lite-medsam-half")
-    path = tmp_path / "half.safetensors"
-    network = cast("nn.Module", half.build())
-    write_checkpoint(half.restore(dict(network.state_dict())), path, about={"layout": half.layout})
-    load(half, weights=path)
-    for other in ("lite-medsam", "swin-lite-medsam-half"):
-        with pytest.raises(WeightsError, match="LiteMedSAM at half size"):
+@pytest.mark.parametrize(("size", "words"), [("half", "half size"), ("quarter", "a quarter of its size")])
+def test_a_shrunk_one_is_not_taken_for_another(tmp_path: Path, size: str, words: str) -> None:
+    less = card(f"lite-medsam-{size}")
+    path = tmp_path / "less.safetensors"
+    network = cast("nn.Module", less.build())
+    write_checkpoint(less.restore(dict(network.state_dict())), path, about={"layout": less.layout})
+    load(less, weights=path)
+    another = "quarter" if size == "half" else "half"
+    for other in ("lite-medsam", f"lite-medsam-{another}", f"swin-lite-medsam-{size}"):
+        with pytest.raises(WeightsError, match=f"LiteMedSAM at {words}"):
             load(other, weights=path)
+
+
+@pytest.mark.parametrize("shrunk", [2, 4])
+def test_what_is_finer_is_added_where_it_was_seen(shrunk: Literal[2, 4]) -> None:
+    """A spot moves the features at its place most when only the added layer can see it."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"widths": (8, 32, 32, 32), "depths": (1, 1, 1, 1), "windows": (7, 5, 7), "channels": 32}
+    network = TinyViT(**sizes, shrunk=shrunk).eval()
+    assert network.lateral is not None
+    canvas = torch.rand(1, 3, 128, 128)
+    spotted = canvas.clone()
+    spotted[..., 40:44, 80:84] += 1  # the cell 10, 20
+    with torch.inference_mode():
+        without = network.maps(spotted).late - network.maps(canvas).late
+        torch.nn.init.normal_(network.lateral.weight)
+        moved = (network.maps(spotted).late - network.maps(canvas).late - without).abs().mean(dim=1)[0]
+    row, column = divmod(int(moved.argmax()), 32)
+    assert max(abs(row - 10), abs(column - 20)) <= 1
 
 
 def test_the_same_encoder_in_two_models_has_embeddings_of_two_kinds() -> None:

@@ -174,7 +174,7 @@ class TestStartingFromTheTeacher:
         def half() -> LiteMedSAM:
             model = tiny_training.build()
             sizes: dict[str, Any] = {"widths": (8, 32, 32, 32), "depths": (1, 1, 1, 1), "windows": (7, 5, 7)}
-            model.image_encoder = TinyViT(**sizes, channels=32, halved=True)
+            model.image_encoder = TinyViT(**sizes, channels=32, shrunk=2)
             return model
 
         card = replace(catalogue.card("tiny"), name="tiny-half", build=half, layout="lite-medsam-half")

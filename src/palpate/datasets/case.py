@@ -74,6 +74,11 @@ class Case:
     extra: tuple[tuple[str, str], ...] = ()
     scribble_convention: ScribbleConvention = ""
 
+    @property
+    def kind(self) -> str:
+        """What the layout calls this kind of image: `modality`, or a word that decides no intensities (fundus)."""
+        return self.modality or dict(self.extra).get("modality", "")
+
     def read(self) -> LabelledImage:
         """The image and its labels.
 

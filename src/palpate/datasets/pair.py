@@ -39,6 +39,9 @@ _NAMES: dict[Modality, tuple[str, ...]] = {
 _IN_FILE_NAMES = {"ct", "mr", "mri", "us", "ultrasound", "pet", "xr", "xray", "cxr"}
 """T1 and T2 also number vertebrae and points in time, so that in a file's name only these count."""
 
+_OF_CHALLENGE = ("dermoscopy", "endoscopy", "fundus", "mammography", "microscopy", "oct")
+"""Kinds of images in the names of the challenge's files that decide nothing about intensities."""
+
 
 @dataclass(frozen=True)
 class Loader:
@@ -208,3 +211,18 @@ def modality_in(name: str) -> Modality | None:
     parts = set(re.split(r"[^a-z0-9]+", name.lower())) & _IN_FILE_NAMES
     found: list[Modality] = [modality for modality, names in _NAMES.items() if parts & set(names)]
     return found[0] if len(found) == 1 else None
+
+
+def kind_in(*names: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The fields `modality` and `extra` of a case of which these names say something; the first that does so counts.
+
+    >>> kind_in("CT_Abd-0001", "Validation"), kind_in("0001", "Fundus")
+    (('CT', ()), ('', (('modality', 'fundus'),)))
+    """
+    for name in names:
+        if modality := modality_in(name):
+            return modality, ()
+        others = set(re.split(r"[^a-z0-9]+", name.lower())) & set(_OF_CHALLENGE)
+        if len(others) == 1:
+            return "", (("modality", others.pop()),)
+    return "", ()

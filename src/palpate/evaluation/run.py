@@ -317,7 +317,7 @@ def _keep(parts: Path, case: Case, fingerprint: str, found: Measured) -> None:
 
 
 def _time(case: Case, found: Measured) -> CaseTime:
-    return CaseTime(case.dataset, case.subject, case.name, case.modality, found.reading, found.encoding)
+    return CaseTime(case.dataset, case.subject, case.name, case.kind, found.reading, found.encoding)
 
 
 def _units(measured: Mapping[Case, Measured]) -> dict[str, str]:

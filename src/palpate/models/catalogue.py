@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from palpate.errors import UnknownModel
 from palpate.models.frame import (
@@ -99,10 +99,10 @@ class ModelCard:
         return f"download {source.file}{size} from {source.address} and run `palpate models add {origin.name} PATH`"
 
 
-def _lite_medsam(*, halved: bool = False) -> "LiteMedSAM":
+def _lite_medsam(*, shrunk: Literal[1, 2, 4] = 1) -> "LiteMedSAM":
     from palpate.models.lite_medsam import LiteMedSAM
 
-    return LiteMedSAM.untrained(LITE_MEDSAM_FRAME, halved=halved)
+    return LiteMedSAM.untrained(LITE_MEDSAM_FRAME, shrunk=shrunk)
 
 
 def _swin_lite_medsam(
@@ -294,17 +294,20 @@ def _variant(encoder: "EncoderName", parameters: int, *, skip: bool, points: boo
         build=partial(_swin_lite_medsam, encoder, skip=skip, points=points, scribble=scribble),
         prompts=replace(SWIN_LITE_MEDSAM.prompts, beside_box=beside_box),
         # With a TinyViT and SAM's own decoder it has the layers of LiteMedSAM.
-        layout={"tinyvit": LITE_MEDSAM.layout, "half": "lite-medsam-half"}.get(encoder, layout) if not skip else layout,
+        layout=layout if skip else {"tinyvit": LITE_MEDSAM.layout, **_SHRUNK_LAYOUTS}.get(encoder, layout),
         weights=WeightsSource(sha256=None, size_bytes=None),
         licence="Apache-2.0",
         unused=(),
     )
 
 
+_SHRUNK_LAYOUTS = {size: f"lite-medsam-{size}" for size in ("half", "quarter")}
+
 _ENCODERS: dict["EncoderName", str] = {
     "swin": "",
     "tinyvit": " with LiteMedSAM's encoder",
     "half": " with LiteMedSAM's encoder at half size",
+    "quarter": " with LiteMedSAM's encoder at a quarter of its size",
     "small": " with palpate's small encoder",
     "mini": " with palpate's smallest encoder",
 }
@@ -317,6 +320,8 @@ _SIZES: tuple[tuple["EncoderName", bool, int], ...] = (
     ("tinyvit", False, LITE_MEDSAM.parameters),
     ("half", True, 10_842_116),
     ("half", False, 9_832_580),
+    ("quarter", True, 10_821_636),
+    ("quarter", False, 9_812_100),
     ("small", True, 11_925_772),
     ("small", False, 10_961_292),
     ("mini", True, 6_562_848),
@@ -328,14 +333,24 @@ LITE_MEDSAM_HALF = replace(
     name="lite-medsam-half",
     summary="LiteMedSAM whose encoder works at half size; to be trained",
     parameters=9_832_580,
-    build=partial(_lite_medsam, halved=True),
-    layout="lite-medsam-half",
+    build=partial(_lite_medsam, shrunk=2),
+    layout=_SHRUNK_LAYOUTS["half"],
     weights=WeightsSource(sha256=None, size_bytes=None),
     content_sha256=None,
 )
 
+LITE_MEDSAM_QUARTER = replace(
+    LITE_MEDSAM_HALF,
+    name="lite-medsam-quarter",
+    summary="LiteMedSAM whose encoder works at a quarter of its size; to be trained",
+    parameters=9_812_100,
+    build=partial(_lite_medsam, shrunk=4),
+    layout=_SHRUNK_LAYOUTS["quarter"],
+)
+
 VARIANTS: tuple[ModelCard, ...] = (
     LITE_MEDSAM_HALF,
+    LITE_MEDSAM_QUARTER,
     *(
         _variant(encoder, parameters, skip=skip, points=points, scribble=scribble)
         for encoder, skip, parameters in _SIZES
@@ -346,8 +361,9 @@ VARIANTS: tuple[ModelCard, ...] = (
 )
 """Models for which nobody released weights; `palpate distill` trains them.
 
-LiteMedSAM with its encoder at half size, and Swin-LiteMedSAM with switches, which are the rows of the paper's
-table 5 and other encoders: `swin-lite-medsam[-tinyvit|-half|-small|-mini][-no-skip][-no-points][-no-scribble]`.
+LiteMedSAM with its encoder at half size or a quarter, and Swin-LiteMedSAM with switches, which are the rows of the
+paper's table 5 and other encoders:
+`swin-lite-medsam[-tinyvit|-half|-quarter|-small|-mini][-no-skip][-no-points][-no-scribble]`.
 """
 
 SAM_PROMPTS = PromptSupport(trained=("box", "points"), accepted=("scribble", "mask"), best_of_three=True)

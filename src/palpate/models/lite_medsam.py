@@ -252,10 +252,11 @@ class TinyViT(nn.Module):
     `widths` are the channels of the four stages; from the second on they must be multiples of 32, the size of an
     attention head. `windows` belong to the last three stages, those with attention.
 
-    With `halved` the network sees the canvas at half its size, so that all stages work on a quarter of the cells. Their
-    maps are enlarged, and a layer that starts at zero adds the first one, which is finer, to the last. All other layers
-    are those of the whole network, so that its weights are a start for the halved one. The canvas must be twice a
-    multiple of `stride`.
+    With `shrunk` the network sees the canvas at a half or a quarter of its size, so that all stages work on a quarter
+    or a sixteenth of the cells. Their maps are enlarged, and a layer that starts at zero adds to the last one what is
+    finer and lies on the features' grid: the first stage's map at half size, the stem's at a quarter. All other layers
+    are those of the whole network, so that its weights are a start for the smaller one. The canvas must be `shrunk`
+    times a multiple of `stride`.
     """
 
     def __init__(
@@ -266,10 +267,11 @@ class TinyViT(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 2),
         windows: Sequence[int] = (7, 14, 7),
         channels: int = 256,
-        halved: bool = False,
+        shrunk: Literal[1, 2, 4] = 1,
     ):
         super().__init__()
         self.channels = channels
+        self.shrunk = shrunk
         self.stride = 4 if stem == "pointwise" else 16
         first, second, third, fourth = widths
         self.widths = (second, third, fourth, fourth)  # of the maps
@@ -292,8 +294,8 @@ class TinyViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         self.lateral = None
-        if halved:
-            self.lateral = nn.Conv2d(second, fourth, 1)
+        if shrunk > 1:
+            self.lateral = nn.Conv2d(second if shrunk == 2 else first, fourth, 1)
             nn.init.zeros_(self.lateral.weight)
             nn.init.zeros_(cast("Tensor", self.lateral.bias))
 
@@ -305,14 +307,14 @@ class TinyViT(nn.Module):
         """What the four stages give; the last three are on the grid of the features, the first is twice as fine."""
         # Stored with the channels last, the convolutions run faster on a CPU and the attention stages need no copies.
         x = canvas.contiguous(memory_format=torch.channels_last)
-        x = self.patch_embed(x if self.lateral is None else avg_pool2d(x, 2))
+        x = stem = self.patch_embed(x if self.shrunk == 1 else avg_pool2d(x, self.shrunk))
         found: list[Tensor] = []
         for stage in self.layers:
             x = stage(x)
             found.append(x)
         if self.lateral is not None:
-            fine = found[0]
-            found = [interpolate(each, scale_factor=2.0, mode="bilinear") for each in found]
+            fine = found[0] if self.shrunk == 2 else stem
+            found = [interpolate(each, scale_factor=float(self.shrunk), mode="bilinear") for each in found]
             found[3] = found[3] + self.lateral(fine)
         return Maps(*found)
 
@@ -334,10 +336,10 @@ class LiteMedSAM(nn.Module):
         self.keep_levels = False
 
     @classmethod
-    def untrained(cls, frame: Frame, *, halved: bool = False) -> "LiteMedSAM":
+    def untrained(cls, frame: Frame, *, shrunk: Literal[1, 2, 4] = 1) -> "LiteMedSAM":
         """The released architecture, with random weights: 9.8 million parameters, a canvas of 256 x 256; or with its
-        encoder at half size (see `TinyViT`)."""
-        encoder = TinyViT(halved=halved)
+        encoder at a half or a quarter of its size (see `TinyViT`)."""
+        encoder = TinyViT(shrunk=shrunk)
         return cls(
             frame,
             image_encoder=encoder,

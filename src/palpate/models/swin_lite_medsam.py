@@ -45,9 +45,9 @@ from palpate.models.prompt_tensors import PromptTensors, prompt_tensors
 from palpate.models.promptable import Array, ImageEmbedding, MaskPrediction, PromptBatch
 from palpate.models.sam import SamPromptDecoder, from_segment_anything, in_four, renamed, to_segment_anything
 
-EncoderName = Literal["swin", "tinyvit", "half", "small", "mini"]
-"""Which encoder stands in front of the decoder: the authors', LiteMedSAM's, the same at half size, or one of palpate's
-two small ones."""
+EncoderName = Literal["swin", "tinyvit", "half", "quarter", "small", "mini"]
+"""Which encoder stands in front of the decoder: the authors', LiteMedSAM's, the same at a half or a quarter of its
+size, or one of palpate's two small ones."""
 
 WINDOW = 8
 """Rows and columns of a window; shifted ones are moved by half of it."""
@@ -222,7 +222,8 @@ class SwinEncoder(nn.Module):
 _ENCODERS: dict[EncoderName, Callable[[], SwinEncoder | TinyViT]] = {
     "swin": SwinEncoder,
     "tinyvit": TinyViT,
-    "half": partial(TinyViT, halved=True),
+    "half": partial(TinyViT, shrunk=2),
+    "quarter": partial(TinyViT, shrunk=4),
     # of the authors' blocks, palpate's own sizes
     "small": partial(SwinEncoder, widths=(32, 64, 128, 256, 256), heads=(1, 2, 4, 8), coarse=True),
     "mini": partial(SwinEncoder, widths=(16, 32, 64, 128, 128), heads=(1, 2, 4, 4), pairs=(1, 1, 1, 1), coarse=True),

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import safetensors.torch
 import torch
@@ -597,7 +597,9 @@ def recognise(state: Mapping[str, Tensor]) -> Layout | None:
         return Layout("tiny-vit", "a TinyViT encoder without SAM's decoder")
     if stem is not None and stem.shape[-1] == 1:
         if "image_encoder.lateral.weight" in state:
-            return Layout("lite-medsam-half", "a checkpoint of LiteMedSAM at half size (lite-medsam-half)")
+            size = _size_of_tiny_vit(state)
+            where = {"half": "half size", "quarter": "a quarter of its size"}[size]
+            return Layout(f"lite-medsam-{size}", f"a checkpoint of LiteMedSAM at {where} (lite-medsam-{size})")
         return Layout("lite-medsam", "a LiteMedSAM checkpoint")
     if stem is not None:
         return Layout("mobile-sam", "a MobileSAM checkpoint")
@@ -616,13 +618,19 @@ def _of_swin(state: Mapping[str, Tensor], stem: Tensor | None) -> Layout:
     """Which Swin-LiteMedSAM: the authors', or one with another encoder or without skip connections."""
     name = "swin-lite-medsam"
     if not any(each.startswith("image_encoder.stage1.") for each in state):
-        name += "-half" if "image_encoder.lateral.weight" in state else "-tinyvit"
+        name += f"-{_size_of_tiny_vit(state)}" if "image_encoder.lateral.weight" in state else "-tinyvit"
     elif "image_encoder.lateral.weight" in state:
         name += "-small" if stem is not None and stem.shape[0] == 16 else "-mini"
     if not any(each.startswith("mask_decoder.neck.") for each in state):
         name += "-no-skip"
     which = "" if name == "swin-lite-medsam" else f" of another make ({name})"
     return Layout(name, f"a Swin-LiteMedSAM checkpoint{which}")
+
+
+def _size_of_tiny_vit(state: Mapping[str, Tensor]) -> Literal["half", "quarter"]:
+    """At what size of the canvas; what is finer comes from the first stage, or from the stem with fewer channels."""
+    stem = state.get("image_encoder.patch_embed.seq.2.c.weight")
+    return "quarter" if stem is not None and state["image_encoder.lateral.weight"].shape[1] == len(stem) else "half"
 
 
 def _of_sam2(state: Mapping[str, Tensor]) -> Layout:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from palpate.datasets.case import Case
 from palpate.datasets.layouts import Listing, joined, subfolders
-from palpate.datasets.pair import FILES, modality_in
+from palpate.datasets.pair import FILES, kind_in
 from palpate.datasets.report import Problem
 
 
@@ -49,9 +49,10 @@ def _listing(root: Path) -> Listing:
     incomplete: list[Problem] = []
     for name in sorted({*images, *labels}):
         if name in images and name in labels:
-            modality = modality_in(name) or ""
+            modality, extra = kind_in(name)
             subject = re.sub(r"-\d{3,}$", "", name)
-            cases.append(Case(dataset, subject, name, images[name], labels[name], FILES, modality=modality))
+            files = images[name], labels[name]
+            cases.append(Case(dataset, subject, name, *files, FILES, modality=modality, extra=extra))
             continue
         there = images.get(name) or labels[name]
         kind, absent = ("image", "imgs") if name in labels else ("label", "gts")

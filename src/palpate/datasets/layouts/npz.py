@@ -11,7 +11,7 @@ from pathlib import Path
 
 from palpate.datasets.case import Case
 from palpate.datasets.layouts import Listing
-from palpate.datasets.pair import FILES, modality_in
+from palpate.datasets.pair import FILES, kind_in
 from palpate.datasets.report import Problem
 
 
@@ -33,8 +33,8 @@ def listing(path: Path) -> Listing:
         folder = file.parent.relative_to(path).as_posix()
         dataset = own_name if folder == "." else folder
         subject = f"{dataset}/{file.stem}" if several else file.stem
-        modality = modality_in(file.stem) or modality_in(dataset) or ""
-        cases.append(Case(dataset, subject, file.stem, file, file, FILES, modality=modality))
+        modality, extra = kind_in(file.stem, dataset)
+        cases.append(Case(dataset, subject, file.stem, file, file, FILES, modality=modality, extra=extra))
     return Listing(tuple(cases), FILES)
 
 
@@ -45,8 +45,9 @@ def _apart(path: Path) -> Listing:
     incomplete: list[Problem] = []
     for name in sorted({*images, *labels}):
         if name in images and name in labels:
-            modality = modality_in(name) or ""
-            cases.append(Case(dataset, name, name, images[name], labels[name], FILES, modality=modality))
+            modality, extra = kind_in(name)
+            files = images[name], labels[name]
+            cases.append(Case(dataset, name, name, *files, FILES, modality=modality, extra=extra))
             continue
         there = images.get(name) or labels[name]
         kind, absent = ("image", "imgs") if name in labels else ("label", "gts")
