@@ -1,4 +1,6 @@
-"""The paper's tables from what `run.py test` measured; writes tables.md and tables.csv.
+"""The paper's tables from what `run.py test` measured.
+
+Writes tables.md and tables.csv, and curve.png: what the encoders of stage 1 cost, and how good they are.
 
     python experiments/swin_litemedsam/tables.py OUT
 
@@ -14,15 +16,22 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from palpate.evaluation.modalities import CaseTime, by_modality, read_cases
 from palpate.evaluation.statistics import Interval, Resampler, against, estimate, holm
 from palpate.evaluation.summary import number, percent
 from palpate.evaluation.table import Row, Run, read_run
 from palpate.images.formats import replacing
+from palpate.models.catalogue import card
 
 NAMES = {
     "encoder": "encoder, LiteMedSAM's decoder",
@@ -65,6 +74,7 @@ class Model:
     seeds: tuple[int, ...]
     cases: tuple[CaseTime, ...]
     made: tuple[dict[str, str], ...]
+    network: str = ""
 
     @property
     def title(self) -> str:
@@ -106,7 +116,8 @@ def _model(name: str, folders: Sequence[tuple[int, Path]]) -> Model | None:
     rows = tuple(replace(row, seed=seed) for seed, _, run in done for row in run.rows if row.subject not in LEFT_OUT)
     cases = {(one.dataset, one.case): one for _, folder, _ in done for one in read_cases(folder)}
     made = tuple(_made(name, seed, run) for seed, _, run in done)
-    return Model(name, rows, tuple(seed for seed, _, _ in done), tuple(cases.values()), made)
+    network = str(done[0][2].record.get("model", ""))
+    return Model(name, rows, tuple(seed for seed, _, _ in done), tuple(cases.values()), made, network)
 
 
 def _made(name: str, seed: int, run: Run) -> dict[str, str]:
@@ -118,6 +129,40 @@ def _made(name: str, seed: int, run: Run) -> dict[str, str]:
         "torch": str(versions.get("torch")),
         "NSD at": str(run.record.get("settings", {}).get("plan", {}).get("tolerance")),
     }
+
+
+@cache
+def operations(network: str) -> float:
+    """What a model's encoder takes for one canvas: multiplications and additions, in 10^9, as PyTorch counts them."""
+    chosen = card(network)
+    encoder = cast("Any", chosen.build()).image_encoder.eval()
+    side = chosen.frame.size
+    # Attention is only counted where it is computed step by step.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        encoder(torch.zeros(1, 3, side, side))
+    return counted.get_total_flops() / 1e9
+
+
+def curve(encoders: Sequence[Model], resampler: Resampler) -> Figure:
+    """What encoders cost, and the Dice with tight boxes and the mean of the seven, with intervals."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for label, marker, boxes in (("tight boxes", "o", (TIGHT,)), ("mean of seven boxes", "s", SEVEN)):
+        shown = [one for one in encoders if one.network and all(one.at(box) for box in boxes)]
+        found = [estimate([row for box in boxes for row in one.at(box)], "dice", resampler) for one in shown]
+        x, y = [operations(one.network) for one in shown], [100 * one.estimate for one in found]
+        spread = [[100 * (one.estimate - one.low) for one in found], [100 * (one.high - one.estimate) for one in found]]
+        axes.errorbar(x, y, spread, fmt=marker, capsize=3, label=label)
+        for one, place in zip(shown, zip(x, y, strict=True), strict=True):
+            axes.annotate(one.name, place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("encoder, GFLOP for one image")
+    axes.set_ylabel("Dice, %")
+    axes.set_xscale("log")
+    axes.set_xticks(ticks := [5, 10, 20, 50, 100], [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
 
 
 def in_words(condition: tuple[str, float]) -> str:
@@ -256,8 +301,14 @@ def page_of(models: Sequence[Model], encoders: Sequence[Model], resampler: Resam
         asked = boxes_of(encoders)
         page.table(
             "Stage 1: Dice in percent [95 % interval]",
-            ["", *map(in_words, asked)],
-            [page.boxes("stage 1", one, asked, resampler) for one in encoders],
+            ["", *map(in_words, asked), "encoder, GFLOP"],
+            [
+                [
+                    *page.boxes("stage 1", one, asked, resampler),
+                    f"{operations(one.network):.1f}" if one.network else "–",
+                ]
+                for one in encoders
+            ],
         )
         if encoders[0].name == "released":
             page.differences("Stage 1", [(one, encoders[0]) for one in encoders[1:]], resampler)
@@ -286,6 +337,9 @@ def main() -> None:
     if not models and not encoders:
         sys.exit(f"nothing is measured in {out / 'test'}; run: run.py DATA {out} test")
     page = page_of(models, encoders, Resampler(np.random.default_rng(0)))
+    if any(one.network for one in encoders):
+        with replacing(out / "curve.png", overwrite=True) as temporary:
+            curve(encoders, Resampler(np.random.default_rng(0))).savefig(temporary, format="png", dpi=150)
     text = "\n".join(page.lines)
     with replacing(out / "tables.md", overwrite=True) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

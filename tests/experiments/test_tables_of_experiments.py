@@ -1,5 +1,6 @@
 """Tables of experiments say what the rows say: the right arm, the right box, the mean of data sets' means."""
 
+import json
 import sys
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
@@ -281,9 +282,13 @@ class TestSwinLiteMedSAM:
             for one in people(("standard", 0.0), 0.6)
         ]
         written(tmp_path / "test" / "stage1" / "half", rows)
+        record = {"settings": {}, "model": "lite-medsam-quarter"}
+        (tmp_path / "test" / "stage1" / "half" / "run.json").write_text(json.dumps(record))
         shown = self.shown(tables, tmp_path, monkeypatch)
         (_, released, half), (_, difference) = (lines for title, lines in shown.items() if title.startswith("Stage 1"))
         assert (released[0], released[1].split()[0], half[0]) == (tables.NAMES["released"], "50.0", "half")
+        assert (released[-1], half[-1]) == ("–", "11.2")
+        assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
         assert difference[1].startswith("8.3 [")  # (16 x 10 - 10) / 18
         assert difference[1].endswith("16 / 1")
         assert "18 objects of 18 subjects" in (tmp_path / "tables.md").read_text()
