@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from command_line import Run
-from palpate.cli import finetune as verb
-from palpate.cli.finetune import Teller, parse_prompt, slices_of
+from palpate.cli import training as common
+from palpate.cli.finetune import parse_prompt
+from palpate.cli.training import Teller, slices_of
 from palpate.errors import SettingError
 from palpate.models import weights
 from palpate.models.cards import adapter_card
@@ -313,7 +314,7 @@ def test_a_log_file_gets_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter([0.0, 10.0, 40.0, 50.0, 60.0, 200.0])
-    monkeypatch.setattr(verb.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(seconds))
     teller = pickle.loads(pickle.dumps(Teller()))
     for done in range(3):  # at 0, 10 and 40 seconds
         teller(Event("embedding", "encoding", done, 4))

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palpate.cli.finetune import Teller, several, slices_of, text_of
-from palpate.cli.terminal import bytes_of, command_line, cores, reporting_errors, say, say_json, size_text
+from palpate.cli.terminal import reporting_errors, say, say_json, size_text
+from palpate.cli.training import (
+    AsJson,
+    Cache,
+    Datasets,
+    Device,
+    Devices,
+    Labels,
+    MaxSize,
+    Nodes,
+    Precision,
+    RunFolder,
+    Seed,
+    Threads,
+    Work,
+    done,
+    several,
+    slices_of,
+    text_of,
+)
 from palpate.errors import SettingError
-from palpate.inference.processes import leads
 from palpate.models import DEFAULT
 
 if TYPE_CHECKING:
@@ -28,7 +46,8 @@ def distill(
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="The checkpoint: student.safetensors.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A manifest.csv or its folder, an nnU-Net, npy or npz folder, or images.")
+        Path | None,
+        typer.Option(metavar="DATA", help="A manifest.csv or its folder, an nnU-Net, npy or npz folder, or images."),
     ] = None,
     student: Annotated[
         str | None, typer.Option(help="The model whose encoder learns (default: swin-lite-medsam).")
@@ -41,10 +60,8 @@ def distill(
     teacher_weights: Annotated[
         Path | None, typer.Option(help="A checkpoint of the teacher instead of the known one.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="The folder of labels, where data is a folder of images.")] = None,
-    dataset: Annotated[
-        list[str] | None, typer.Option(help="Only these datasets of the data. Repeatable, or commas.")
-    ] = None,
+    labels: Labels = None,
+    dataset: Datasets = None,
     flips: Annotated[
         list[str] | None, typer.Option(help="Flipped views as well: x, y, xy. Repeatable, or commas.")
     ] = None,
@@ -65,24 +82,18 @@ def distill(
         int | None, typer.Option(help="Steps of an epoch, of the first stage (default: every view once).")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Views of a step, of the first stage (default: 8).")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The number that all that is drawn follows from.")] = None,
+    precision: Precision = None,
+    seed: Seed = None,
     name: Annotated[str | None, typer.Option(help="Its name (default: that of FILE).")] = None,
     licence: Annotated[str | None, typer.Option(help="Its licence.")] = None,
-    run: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="The folder of the log (default: FILE with .run at the end).")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where embeddings are kept (default: beside the weights).")
-    ] = None,
-    max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="What the cache may take (default: as before, at first 20GB).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    devices: Annotated[int, typer.Option(help="How many GPUs, or processes on the CPU, of each machine.")] = 1,
-    nodes: Annotated[int, typer.Option(help="How many machines.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON at the end, and no progress.")] = False,
+    run: RunFolder = None,
+    cache: Cache = None,
+    max_size: MaxSize = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    threads: Threads = None,
+    as_json: AsJson = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE, and a run of other settings.")] = False,
 ) -> None:
     """Teach one model's image encoder the embeddings of another: a small one, or one with skip connections.
@@ -123,31 +134,14 @@ def distill(
         chosen = _recipe(recipe, {key: value for key, value in changes.items() if value is not None})
         if two_stages and chosen.then is None:
             chosen = chosen.model_copy(update={"then": {}})
-        size = None if max_size is None else bytes_of(max_size, "--max-size")
         if chosen.then is None:
             from palpate.training.distill import distill as teach
         else:
             from palpate.training.two_stages import train_in_two_stages as teach
 
-        teller = Teller()
-        try:
-            made = teach(
-                chosen,
-                output,
-                folder=run,
-                cache=cache,
-                cache_bytes=size,
-                device=device,
-                devices=devices,
-                nodes=nodes,
-                threads=threads or (max(1, cores() // devices) if devices > 1 else None),
-                command=shlex.join(["palpate", *command_line.get()]),
-                overwrite=overwrite,
-                listener=None if as_json else teller,
-            )
-        finally:
-            teller.close()
-        if not leads():
+        work = Work(cache, max_size, device, devices, nodes, threads)
+        made = done(partial(teach, folder=run), chosen, output, work=work, told=not as_json, overwrite=overwrite)
+        if made is None:
             return
         if as_json:
             say_json({"file": str(made.path), "steps": made.steps, "ready": made.ready, "about": made.about})

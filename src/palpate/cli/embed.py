@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from palpate.cli.finetune import slices_of
 from palpate.cli.terminal import (
     bytes_of,
     check_who_works,
@@ -19,6 +18,7 @@ from palpate.cli.terminal import (
     separated,
     size_text,
 )
+from palpate.cli.training import slices_of
 from palpate.models import DEFAULT
 
 

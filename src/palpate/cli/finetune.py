@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,25 +11,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from palpate.cli.terminal import (
-    bytes_of,
-    command_line,
-    cores,
     reporting_errors,
     say,
     say_json,
     separated,
     size_text,
 )
+from palpate.cli.training import (
+    AsJson,
+    Cache,
+    Datasets,
+    Device,
+    Devices,
+    Labels,
+    MaxSize,
+    Model,
+    Nodes,
+    Precision,
+    Seed,
+    Threads,
+    Weights,
+    Window,
+    Work,
+    done,
+    several,
+    slices_of,
+    text_of,
+)
 from palpate.errors import SettingError
-from palpate.inference.processes import leads
-from palpate.models import DEFAULT
 
 if TYPE_CHECKING:
-    from palpate.training.finetune import Event, Finetuned
+    from palpate.training.finetune import Finetuned
     from palpate.training.recipe import Recipe
-
-_SECONDS_BETWEEN_LINES = 30.0
-"""How often a log file, which has no bar, is told how far the work is."""
 
 
 def finetune(
@@ -44,18 +55,14 @@ def finetune(
         Path | None,
         typer.Option(metavar="DATA", help="A manifest.csv or its folder, an nnU-Net, npy or npz folder, or images."),
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="The folder of labels, where DATA is a folder of images.")] = None,
-    dataset: Annotated[
-        list[str] | None, typer.Option(help="Only these datasets of DATA. Repeatable, or commas.")
-    ] = None,
+    labels: Labels = None,
+    dataset: Datasets = None,
     leave_out: Annotated[list[str] | None, typer.Option(help="Not these datasets. Repeatable, or commas.")] = None,
     train: Annotated[str | None, typer.Option(help="The split to learn from (default: train).")] = None,
     val: Annotated[
         str | None, typer.Option(help="The split that chooses the best weights (default: val, or a tenth of train).")
     ] = None,
-    window: Annotated[
-        str | None, typer.Option(help="How values become grey: a CT window's name, LEVEL/WIDTH, min-max or as-is.")
-    ] = None,
+    window: Window = None,
     slices_per_volume: Annotated[
         str | None, typer.Option(metavar="N|all", help="Slices of each volume, spread evenly (default: 3).")
     ] = None,
@@ -70,8 +77,8 @@ def finetune(
         str | None,
         typer.Option(help="Draw slices alike (images), data sets alike (datasets), or a slice a case (cases)."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help=f"A name from `palpate models` (default: {DEFAULT}).")] = None,
-    weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
+    model: Model = None,
+    weights: Weights = None,
     trained: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,24 +102,20 @@ def finetune(
     steps: Annotated[int | None, typer.Option(help="Steps of an epoch (default: every image once).")] = None,
     batch: Annotated[int | None, typer.Option(help="Objects of a batch.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Batches of a step.")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    precision: Precision = None,
     patience: Annotated[int | None, typer.Option(help="Stop after so many validations without a better one.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The number that all that is drawn follows from.")] = None,
+    seed: Seed = None,
     name: Annotated[str | None, typer.Option(help="The adapter's name (default: that of RUN).")] = None,
     licence: Annotated[str | None, typer.Option(help="The adapter's licence, for its card.")] = None,
     summary: Annotated[str | None, typer.Option(help="What the adapter is good for, for its card.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Write the adapter in float16, half as large.")] = False,
-    cache: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where embeddings are kept (default: beside the weights).")
-    ] = None,
-    max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="What the cache may take (default: as before, at first 20GB).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    devices: Annotated[int, typer.Option(help="How many GPUs, or processes on the CPU, of each machine.")] = 1,
-    nodes: Annotated[int, typer.Option(help="How many machines.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON at the end, and no progress.")] = False,
+    cache: Cache = None,
+    max_size: MaxSize = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    threads: Threads = None,
+    as_json: AsJson = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of other settings.")] = False,
 ) -> None:
     """Teach a model: from a recipe in a file, from flags, or from a file with some values changed by flags.
@@ -163,28 +166,11 @@ def finetune(
             "half": half or None,
         }
         chosen = _recipe(recipe, {key: value for key, value in changes.items() if value is not None})
-        size = None if max_size is None else bytes_of(max_size, "--max-size")
         from palpate.training.finetune import finetune
 
-        teller = Teller()
-        try:
-            made = finetune(
-                chosen,
-                output,
-                cache=cache,
-                cache_bytes=size,
-                device=device,
-                devices=devices,
-                nodes=nodes,
-                # Several processes of a machine share its cores; all of them at once would wait for each other.
-                threads=threads or (max(1, cores() // devices) if devices > 1 else None),
-                command=shlex.join(["palpate", *command_line.get()]),
-                overwrite=overwrite,
-                listener=None if as_json else teller,
-            )
-        finally:
-            teller.close()
-        if not leads():
+        work = Work(cache, max_size, device, devices, nodes, threads)
+        made = done(finetune, chosen, output, work=work, told=not as_json, overwrite=overwrite)
+        if made is None:
             return
         if as_json:
             facts = {"run": str(made.folder), "adapter": str(made.adapter), "steps": made.steps}
@@ -225,81 +211,6 @@ def parse_prompt(text: str) -> dict[str, Any]:
     return found
 
 
-def slices_of(text: str) -> int | str:
-    """The value of `--slices-per-volume`: a number, or all.
-
-    Raises:
-        SettingError: anything else.
-    """
-    if text == "all":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise SettingError(f"cannot read --slices-per-volume {text}; give a number of 1 or more, or all")
-    return int(text)
-
-
-class Teller:
-    """Tells on stderr how a run goes: a bar where there is a terminal, a line now and then where there is none.
-
-    It can be sent to another process until it is called for the first time.
-    """
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-        self._stage = ""
-        self._begun = self._said = 0.0
-
-    def __call__(self, event: Event) -> None:
-        """Tell one event."""
-        if event.kind in ("embedding", "step"):
-            self._count(event)
-            return
-        if self._bar is not None:
-            self._bar.console.print(event.text, highlight=False, markup=False)
-        else:
-            typer.echo(event.text, err=True)
-        if event.kind == "finished":
-            self.close()
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _count(self, event: Event) -> None:
-        now = time.monotonic()
-        if event.kind != self._stage or event.done == 0:
-            self._stage, self._begun, self._said = event.kind, now, now
-            if sys.stderr.isatty():
-                self._new_bar("encoding" if event.kind == "embedding" else "training")
-        seconds = event.values.get("seconds_left")
-        if seconds is None and event.done:
-            seconds = (now - self._begun) / event.done * (event.total - event.done)
-        left = "" if seconds is None else f"{_duration(seconds)} to go"
-        if self._bar is not None:
-            loss = event.text if event.kind == "step" else "images"
-            self._bar.update(self._task, completed=event.done, total=event.total, said=loss, left=left)
-        elif now - self._said > _SECONDS_BETWEEN_LINES and event.done:
-            self._said = now
-            what = f"step {event.done} of {event.total}, {event.text}"
-            if event.kind == "embedding":
-                what = f"encoded {event.done} of {event.total} images"
-            typer.echo(f"{what}, {left}", err=True)
-
-    def _new_bar(self, words: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self.close()
-        fields = (TextColumn("{task.fields[said]}"), TextColumn("{task.fields[left]}"))
-        columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), *fields)
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task(words, total=None, said="", left="")
-        self._bar.start()
-
-
 def _recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
     from palpate.training.recipe import read_recipe, recipe_from, with_changes
 
@@ -333,19 +244,3 @@ def _lines(made: Finetuned, *, weights: str | None) -> list[tuple[str, str]]:
     own = f"--weights {shlex.quote(str(weights))} " if weights else ""
     lines.append(("use it", f"palpate predict IMAGE --box X0 Y0 X1 Y1 {own}--adapter {adapter} -o MASK"))
     return lines
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-def several(texts: list[str] | None) -> list[str] | None:
-    """The values of an option that may be repeated and may have commas in it; None if it was not given."""
-    return None if texts is None else separated(texts)
-
-
-def text_of(path: Path | None) -> str | None:
-    """A path as recipes hold it."""
-    return None if path is None else str(path)

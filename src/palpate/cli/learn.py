@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palpate.cli.finetune import Teller, several, slices_of, text_of
-from palpate.cli.terminal import bytes_of, command_line, cores, reporting_errors, say, say_json, size_text
+from palpate.cli.terminal import reporting_errors, say, say_json, size_text
+from palpate.cli.training import (
+    AsJson,
+    Cache,
+    Datasets,
+    Device,
+    Devices,
+    Labels,
+    MaxSize,
+    Model,
+    Nodes,
+    Precision,
+    RunFolder,
+    Seed,
+    Threads,
+    Weights,
+    Window,
+    Work,
+    done,
+    several,
+    slices_of,
+    text_of,
+)
 from palpate.errors import SettingError
-from palpate.inference.processes import leads
-from palpate.models import DEFAULT
 
 if TYPE_CHECKING:
     from palpate.training.learn_prompts import LearnedFrom
@@ -35,8 +55,8 @@ def learn(
     shots: Annotated[
         int | None, typer.Option(metavar="N", help="Learn from N images, drawn by the seed (default: all).")
     ] = None,
-    model: Annotated[str | None, typer.Option(help=f"A name from `palpate models` (default: {DEFAULT}).")] = None,
-    weights: Annotated[Path | None, typer.Option(help="A checkpoint file to use instead of the known one.")] = None,
+    model: Model = None,
+    weights: Weights = None,
     peft: Annotated[
         str | None, typer.Option(help="What moves of the decoder: none, lora, adapter or decoder (default: decoder).")
     ] = None,
@@ -44,18 +64,14 @@ def learn(
     recipe: Annotated[
         Path | None, typer.Option(metavar="RECIPE.toml", help="All settings in a file; see docs/reference/recipes.md.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="The folder of labels, where DATA is a folder of images.")] = None,
-    dataset: Annotated[
-        list[str] | None, typer.Option(help="Only these datasets of DATA. Repeatable, or commas.")
-    ] = None,
+    labels: Labels = None,
+    dataset: Datasets = None,
     train: Annotated[str | None, typer.Option(help="The split to learn from (default: train).")] = None,
     val: Annotated[str | None, typer.Option(help="A split to choose the best weights with (default: none).")] = None,
     held_out: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Choose with this share of the images instead, by subject.")
     ] = None,
-    window: Annotated[
-        str | None, typer.Option(help="How values become grey: a CT window's name, LEVEL/WIDTH, min-max or as-is.")
-    ] = None,
+    window: Window = None,
     slices_per_volume: Annotated[
         str | None, typer.Option(metavar="N|all", help="Slices of each volume, spread evenly (default: 6).")
     ] = None,
@@ -66,25 +82,19 @@ def learn(
     rate: Annotated[float | None, typer.Option(help="The learning rate.")] = None,
     steps: Annotated[int | None, typer.Option(help="How many steps (default: 25 an image, 250 to 2000).")] = None,
     batch: Annotated[int | None, typer.Option(help="Items of a step: a class on an image.")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The number that all that is drawn follows from.")] = None,
+    precision: Precision = None,
+    seed: Seed = None,
     name: Annotated[str | None, typer.Option(help="Its name (default: that of FILE).")] = None,
     licence: Annotated[str | None, typer.Option(help="Its licence, for its card.")] = None,
     summary: Annotated[str | None, typer.Option(help="What it is good for, for its card.")] = None,
-    run: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="The folder of the log (default: FILE with .run at the end).")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where embeddings are kept (default: beside the weights).")
-    ] = None,
-    max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="What the cache may take (default: as before, at first 20GB).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    devices: Annotated[int, typer.Option(help="How many GPUs, or processes on the CPU, of each machine.")] = 1,
-    nodes: Annotated[int, typer.Option(help="How many machines.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON at the end, and no progress.")] = False,
+    run: RunFolder = None,
+    cache: Cache = None,
+    max_size: MaxSize = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    threads: Threads = None,
+    as_json: AsJson = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE, and a run of other settings.")] = False,
 ) -> None:
     """Label ten images, get the rest: learn where a thing is, so that nobody has to point at it any more.
@@ -129,28 +139,11 @@ def learn(
             "summary": summary,
         }
         chosen = _recipe(recipe, {key: value for key, value in changes.items() if value is not None})
-        size = None if max_size is None else bytes_of(max_size, "--max-size")
         from palpate.training.learn_prompts import learn
 
-        teller = Teller()
-        try:
-            made = learn(
-                chosen,
-                output,
-                folder=run,
-                cache=cache,
-                cache_bytes=size,
-                device=device,
-                devices=devices,
-                nodes=nodes,
-                threads=threads or (max(1, cores() // devices) if devices > 1 else None),
-                command=shlex.join(["palpate", *command_line.get()]),
-                overwrite=overwrite,
-                listener=None if as_json else teller,
-            )
-        finally:
-            teller.close()
-        if not leads():
+        work = Work(cache, max_size, device, devices, nodes, threads)
+        made = done(partial(learn, folder=run), chosen, output, work=work, told=not as_json, overwrite=overwrite)
+        if made is None:
             return
         if as_json:
             say_json({"learned": str(made.path), "steps": made.steps, "card": asdict(made.card)})
