@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from palpate.evaluation.modalities import CaseTime, by_modality, read_cases
 from palpate.evaluation.statistics import Interval, Resampler, against, estimate, holm
-from palpate.evaluation.summary import number, percent
+from palpate.evaluation.summary import ALL, number, percent
 from palpate.evaluation.table import Row, Run, read_run
 from palpate.images.formats import replacing
 from palpate.models.catalogue import card
@@ -42,13 +42,6 @@ NAMES = {
     "lite-medsam": "LiteMedSAM, its decoder fine-tuned as long",
     "released": "LiteMedSAM as released",
 }
-PAPER = {
-    "encoder": "85.79 / 86.75",
-    "skip": "86.48 / 87.74",
-    "points": "86.22 / 87.79",
-    "scribble": "86.70 / 88.55",
-}
-"""Table 5 of Gao et al. 2024, arXiv 2409.07172: Dice / NSD in percent on the challenge's validation set."""
 PAIRS = (
     ("encoder", "skip"),
     ("skip", "points"),
@@ -62,7 +55,7 @@ TIGHT = ("standard", 0.0)
 SEVEN = (*(("shrink", s) for s in (0.25, 0.15, 0.08)), TIGHT, *(("expansion", s) for s in (0.08, 0.15, 0.25)))
 """The boxes of the robust Dice, from the tightest to the loosest."""
 LEFT_OUT = {"medscribble/ACDC__patient056"}
-"""The subject of a test image whose other images, under another data set, are in `train`."""
+"""The person of a test image whose other images, under another data set, are in `train`."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +80,13 @@ class Model:
         if seed is not None:
             return [row for row in found if row.seed == seed]
         return found if {row.seed for row in found} == set(self.seeds) else []
+
+
+@cache
+def published() -> dict[str, str]:
+    """Table 5 of Gao et al. 2024, arXiv 2409.07172: Dice / NSD in percent on the challenge's validation set."""
+    with (Path(__file__).parent / "expected.csv").open(newline="", encoding="utf-8") as file:
+        return {line["row"]: f"{line['dice']} / {line['nsd']}" for line in csv.DictReader(file)}
 
 
 def read_models(out: Path) -> tuple[list[Model], list[Model]]:
@@ -114,10 +114,23 @@ def _model(name: str, folders: Sequence[tuple[int, Path]]) -> Model | None:
     if not done:
         return None
     rows = tuple(replace(row, seed=seed) for seed, _, run in done for row in run.rows if row.subject not in LEFT_OUT)
-    cases = {(one.dataset, one.case): one for _, folder, _ in done for one in read_cases(folder)}
+    cases = _known([(folder, one) for _, folder, _ in done for one in read_cases(folder)])
     made = tuple(_made(name, seed, run) for seed, _, run in done)
     network = str(done[0][2].record.get("model", ""))
-    return Model(name, rows, tuple(seed for seed, _, _ in done), tuple(cases.values()), made, network)
+    return Model(name, rows, tuple(seed for seed, _, _ in done), cases, made, network)
+
+
+def _known(cases: Sequence[tuple[Path, CaseTime]]) -> tuple[CaseTime, ...]:
+    """Each case once; of its times those of the first seed."""
+    found: dict[tuple[str, str], CaseTime] = {}
+    for folder, one in cases:
+        first = found.setdefault((one.dataset, one.case), one)
+        if first.modality != one.modality:
+            sys.exit(
+                f"{folder} calls {one.dataset}/{one.case} {one.modality or 'nothing'}, and another seed "
+                f"{first.modality or 'nothing'}; test it again: its palpate is another one"
+            )
+    return tuple(found.values())
 
 
 def _made(name: str, seed: int, run: Run) -> dict[str, str]:
@@ -250,13 +263,15 @@ def page_of(models: Sequence[Model], encoders: Sequence[Model], resampler: Resam
     body: list[list[str]] = []
     for one in models:
         tight = one.at(TIGHT)
-        single = [estimate(one.at(TIGHT, seed=seed), "dice", resampler).estimate for seed in one.seeds]
+        single = [estimate(one.at(TIGHT, seed=seed), "dice", resampler) for seed in one.seeds]
+        for seed, value in zip(one.seeds, single, strict=True):
+            page.kept("rows", f"{one.name}-{seed}", TIGHT, "dice", value)
         body.append(
             [
                 one.title,
-                PAPER.get(one.name, "–"),
+                published().get(one.name, "–"),
                 *(page.kept("rows", one.name, TIGHT, name, estimate(tight, name, resampler)) for name in MEASURES),
-                ", ".join(f"{100 * value:.1f}" for value in single) if len(single) > 1 else "–",
+                ", ".join(f"{100 * value.estimate:.1f}" for value in single) if len(single) > 1 else "–",
             ]
         )
     page.table(
@@ -272,6 +287,9 @@ def page_of(models: Sequence[Model], encoders: Sequence[Model], resampler: Resam
     for one in models:
         mean = robust([row for condition in SEVEN for row in one.at(condition)], resampler)
         each = [robust([row for row in one.rows if row.seed == seed], resampler) for seed in one.seeds]
+        for seed, value in zip(one.seeds, each, strict=True):
+            if value is not None:
+                page.kept("boxes", f"{one.name}-{seed}", ("seven", 0.0), "dice", value)
         body.append(
             [
                 *page.boxes("boxes", one, asked, resampler),
@@ -285,16 +303,19 @@ def page_of(models: Sequence[Model], encoders: Sequence[Model], resampler: Resam
         body,
     )
 
-    shown = [by_name[name] for name in ("scribble", "lite-medsam", "released") if name in by_name]
+    shown = [one for name in ("scribble", "lite-medsam", "released") if (one := by_name.get(name)) and one.cases]
+    _known([(Path(one.name), case) for one in shown for case in one.cases])
     lines: dict[str, list[str]] = {}
     for one in shown:
         for found in by_modality(Run(tuple(one.at(TIGHT)), {}, Path()), one.cases, np.random.default_rng(0)):
-            cells = lines.setdefault(found.modality, [found.modality, str(found.cases)])
-            cells += [percent(found.dice.as_interval()), percent(found.nsd.as_interval())]
+            name = "mean of these" if found.modality == ALL else found.modality
+            cells = lines.setdefault(name, [name, str(found.cases)])
+            for measure, value in zip(MEASURES, (found.dice, found.nsd), strict=True):
+                cells.append(page.kept(f"modality {found.modality}", one.name, TIGHT, measure, value.as_interval()))
     page.table(
         "By modality: tight boxes, Dice and NSD in percent [95 % interval] (the paper's tables 4 and 6)",
         ["", "images", *(f"{one.title}, {name}" for one in shown for name in ("Dice", "NSD"))],
-        [line for line in lines.values() if len(line) == 2 + 2 * len(shown)],
+        list(lines.values()),
     )
 
     if len(encoders) > 1:

@@ -46,6 +46,16 @@ def test_a_recipe_and_flags_that_change_it(palpate: Run, tiny: object, pictures:
     assert "--overwrite" in again.err
 
 
+def test_whether_anything_was_learned_is_told(palpate: Run, tiny: object, pictures: Path) -> None:
+    for rate, learned in (("2e-3", True), ("1e-30", False)):
+        answer = palpate(
+            "distill", "--data", pictures, *QUICK, "--rate", rate, "--steps", 5, "-o", f"{rate}.safetensors"
+        )
+        assert answer.status == 0, answer.err
+        assert "their distance from the teacher's on val" in answer.out
+        assert ("train it longer" in answer.out) != learned
+
+
 def test_both_stages_with_one_command(palpate: Run, tiny: object, pictures: Path) -> None:
     then = "[then]\nepochs = 1\nsteps = 1\nbatch = 2\nprompts = [{ strategy = 'standard' }]\n"
     Path("r.toml").write_text(f'[data]\npath = "{pictures}"\n{then}', encoding="utf-8")

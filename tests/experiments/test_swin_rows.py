@@ -7,8 +7,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 import trees
+from palpate.models import weights
+from palpate.models.catalogue import card
+from palpate.prompts.strategies import strategy
 from phantoms import picture, two_organs
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "swin_litemedsam"
@@ -38,6 +42,23 @@ def data(tmp_path: Path) -> Path:
         )
     trees.manifest(tmp_path, rows)
     return tmp_path
+
+
+@pytest.mark.slow
+def test_a_row_starts_from_a_trained_encoder_and_learns(
+    scripts: tuple[ModuleType, ModuleType], data: Path, small_model: None, tmp_path: Path
+) -> None:
+    """A step of the real network; what is like LiteMedSAM's starts as LiteMedSAM's."""
+    run, _ = scripts
+    out, small = tmp_path / "out", {"epochs": 1, "steps": 1, "batch": 1}
+    assert run.train("points", 0, "tinyvit", data, out, small).startswith("points-0: ")
+    assert (out / "stage2" / "points-0" / "adapter.safetensors").is_file()
+    name = "swin-lite-medsam-tinyvit-no-scribble"
+    start = weights.load_state(run.started(name, out, "tinyvit", 0), card(name))
+    given = weights.load_state(weights.stored("lite-medsam"), card("lite-medsam"))
+    alike = [key for key, value in given.items() if key in start and start[key].shape == value.shape]
+    assert any(key.startswith("image_encoder.") for key in alike)
+    assert all(torch.equal(start[key], given[key]) for key in alike)
 
 
 def test_what_was_trained_is_tested_beside_the_released_model_and_shown(
@@ -77,13 +98,10 @@ def test_what_was_trained_is_tested_beside_the_released_model_and_shown(
 
 
 def test_every_row_is_a_model_and_a_strategy_of_ours(scripts: tuple[ModuleType, ModuleType]) -> None:
-    from palpate.models.catalogue import card
-    from palpate.prompts.strategies import strategy
-
     run, tables = scripts
     for name, (without, prompts) in run.ROWS.items():
         assert name in tables.NAMES
         assert strategy(prompts).name == prompts
-        assert card(f"{run.family('tinyvit')}{without}").origin
+        assert card(f"{run.family('tinyvit')}{without}").name == f"swin-lite-medsam-tinyvit{without}"
     for student, _ in run.STUDENTS.values():
         assert card(student).name == student

@@ -312,8 +312,13 @@ class TestSwinLiteMedSAM:
         assert [(line[0], line[1], line[2].split()[0]) for line in lines] == [
             ("CT", "9", "90.0"),
             ("MR", "9", "70.0"),
-            ("all", "18", "80.0"),
+            ("mean of these", "18", "80.0"),
         ]
+        beside = tmp_path / "test" / "released"
+        written(beside, rows)
+        (beside / "cases.csv").write_text(cases_csv([replace(one, modality="") for one in times]))
+        with pytest.raises(SystemExit, match=r"released calls .* nothing, .* test it again"):
+            tables.main()
 
     def test_nothing_measured_is_told_with_the_command(
         self, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

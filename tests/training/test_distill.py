@@ -67,6 +67,15 @@ def tensors(model: str, path: Path) -> dict[str, Tensor]:
     return dict(cast("nn.Module", load(model, weights=path).model).state_dict())
 
 
+def from_teacher(path: Path) -> float:
+    """How far the embeddings of one picture are from the teacher's."""
+    canvas = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    student, teacher = load(tiny_training.SWIN, weights=path).model, load("tiny").model
+    with torch.inference_mode():
+        found, wanted = (cast("Tensor", model.encode(canvas).features) for model in (student, teacher))
+    return float((found - wanted).abs().mean())
+
+
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -142,6 +151,38 @@ class TestLearning:
         distill(recipe(data, error=error, epochs=1, steps=30), output, device="cpu")
         found = losses(output)
         assert sum(found[-5:]) < 0.8 * sum(found[:5])
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_what_is_kept_is_nearer_than_the_start_even_where_the_decoder_makes_nothing_of_it(
+        self, seed: int, data: Path, tmp_path: Path
+    ) -> None:
+        """The tiny teacher is random itself: at some seeds the untrained student has the higher Dice."""
+        changes: dict[str, Any] = {"seed": seed, "epochs": 2, "steps": 15}
+        made = distill(recipe(data, **changes), tmp_path / "f.safetensors", device="cpu")
+        still = OptimiserRecipe(rate=1e-30, weight_decay=0.0, schedule="constant")
+        start = distill(recipe(data, **changes, optimiser=still), tmp_path / "s.safetensors", device="cpu")
+        assert from_teacher(made.path) < 0.9 * from_teacher(start.path)
+        metrics = made.about["metrics"]
+        assert metrics["best_step"] > 0
+        assert metrics["val_error"] < 0.7 * metrics["val_error_before"]
+        with (tmp_path / "f.run" / "log.csv").open() as stream:
+            logged = {int(row["step"]): float(row["val error"]) for row in csv.DictReader(stream) if row["val error"]}
+        assert logged[metrics["best_step"]] == pytest.approx(min(logged.values()))
+        assert logged[metrics["best_step"]] == pytest.approx(metrics["val_error"], rel=1e-4)
+
+    def test_or_what_the_decoder_makes_most_of(self, data: Path, tmp_path: Path) -> None:
+        made = distill(recipe(data, best_by="dice", epochs=3), tmp_path / "f.safetensors", device="cpu")
+        with (tmp_path / "f.run" / "log.csv").open() as stream:
+            logged = {int(row["step"]): float(row["dice"]) for row in csv.DictReader(stream) if row["dice"]}
+        assert logged[made.about["metrics"]["best_step"]] == max(logged.values())
+
+    @pytest.mark.parametrize(
+        ("start", "best_by", "by_error"),
+        [("random", None, True), ("teacher", None, False), ("released", None, False), ("teacher", "error", True)],
+    )
+    def test_what_chooses_follows_from_the_start(self, start: str, best_by: Any, by_error: bool) -> None:
+        asked = DistillRecipe(data=DataRecipe(path="x"), start=start, best_by=best_by)
+        assert asked.chooses_by_error == by_error
 
     def test_a_student_that_is_the_teacher_has_nothing_to_learn(self, data: Path, tmp_path: Path) -> None:
         output = tmp_path / "f.safetensors"
@@ -273,6 +314,19 @@ class TestRepeating:
         assert losses(two) == pytest.approx(losses(one), rel=1e-4)
         assert len(losses(two)) == 3
 
+    @pytest.mark.slow
+    def test_two_processes_that_normalise_by_their_own_views_make_one_checkpoint(
+        self, data: Path, tmp_path: Path
+    ) -> None:
+        """Not what one process makes, whose batches are twice as large; but of use, and the same in both."""
+        asked = recipe(data, epochs=1, steps=15, batch=4)
+        how: dict[str, Any] = {"device": "cpu", "devices": 2, "threads": 1, "listener": tiny_training.Listener()}
+        made = distill(asked, tmp_path / "two.safetensors", **how)
+        metrics = read_about(made.path)["metrics"]
+        assert metrics["best_step"] == 15
+        assert metrics["val_error"] < 0.9 * metrics["val_error_before"]
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors(tiny_training.SWIN, made.path).values())
+
 
 class TestWhatIsRefused:
     @pytest.mark.parametrize("role", ["start", "teacher_weights"])
@@ -295,6 +349,18 @@ class TestWhatIsRefused:
         monkeypatch.setattr(catalogue, "CARDS", (*catalogue.CARDS, other))
         with pytest.raises(SettingError, match=r"\(16, 8, 8\), and tiny of \(32, 8, 8\)"):
             distill(recipe(data, student="narrow"), tmp_path / "f.safetensors", device="cpu")
+
+    def test_a_section_that_says_something_keeps_the_rest(self, tmp_path: Path) -> None:
+        (tmp_path / "r.toml").write_text(
+            '[data]\npath = "x"\n[optimiser]\nschedule = "cosine"\n[validation]\nobjects = 6\n'
+        )
+        read = read_distill_recipe(tmp_path / "r.toml")
+        usual = DistillRecipe(data=DataRecipe(path="x"))
+        assert read.optimiser == usual.optimiser.model_copy(update={"schedule": "cosine"})
+        assert read.validation == usual.validation.model_copy(update={"objects": 6})
+        assert [prompt.strategy for prompt in read.validation.prompts] == ["standard"]
+        changed = read_distill_recipe(tmp_path / "r.toml", changes={"optimiser.warmup": 3})
+        assert (changed.optimiser.rate, changed.optimiser.warmup) == (2e-4, 3)
 
     def test_a_recipe_with_a_slip(self, tmp_path: Path) -> None:
         (tmp_path / "r.toml").write_text('teecher = "tiny"\n[data]\npath = "x"\n')

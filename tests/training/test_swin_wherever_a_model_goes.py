@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import tiny_training
+from torch import Tensor
 
 import palpate
 from palpate.images import Image
@@ -159,19 +160,24 @@ class TestASession:
         assert 18 < x_max < 21
         assert 14 < y_max < 17
 
-    def test_a_volume_is_followed_to_both_ends(self, swin: Path) -> None:
-        session = palpate.load(tiny_training.SWIN, weights=swin, device="cpu")
+    def test_a_volume_is_followed_to_both_ends_and_each_slice_encoded_once(
+        self, swin: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        session = palpate.load(tiny_training.SWIN, weights=swin, device="cpu", runtime="torch")
+        encoded: list[bytes] = []
+
+        network = cast("Any", session.runtime).network
+        encode = network.encode
+
+        def counted(canvases: Tensor) -> Any:
+            encoded.extend(canvas.numpy().tobytes() for canvas in canvases)
+            return encode(canvases)
+
+        monkeypatch.setattr(network, "encode", counted)
         session.set_image(noise(5, 28, 36))
-        seen: list[int] = []
-        encode = session._embedding  # pyright: ignore[reportPrivateUsage]
-
-        def spy(z: int) -> object:
-            seen.append(z)
-            return encode(z)
-
-        session._embedding = spy  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
-        session.predict(Box(5, 5, 20, 20, z=2), z_range=(0, 4))
-        assert {0, 2, 4} <= set(seen)
+        for box in (Box(5, 5, 20, 20, z=2), Box(12, 8, 30, 24, z=1)):
+            session.predict(box, z_range=(0, 4))
+        assert len(encoded) == len(set(encoded)) == 5
 
 
 def test_the_same_box_gives_the_same_mask(swin: Path) -> None:

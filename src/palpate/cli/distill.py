@@ -175,6 +175,12 @@ def _lines(made: Distilled) -> list[tuple[str, str]]:
         ]
     elif "mean" in after:
         lines.append(("Dice on val", f"{after['mean']:.4f} with the teacher's decoder, {before['mean']:.4f} before"))
+    metrics = made.about.get("metrics_of_stage_1", made.about["metrics"])
+    if "val_error" in metrics:
+        nearer = f"{metrics['val_error']:.4f}, {metrics['val_error_before']:.4f} before"
+        lines.append(("embeddings", f"{nearer}: their distance from the teacher's on val"))
+    if metrics.get("best_step") == 0:
+        lines.append(("note", "no step of stage 1 made it better, so its encoder is as at the start; train it longer"))
     if made.ready:
         lines.append(("use it", f"palpate predict IMAGE --model {made.student} --weights {path} --box ... -o OUT"))
     else:

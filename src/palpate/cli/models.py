@@ -71,10 +71,11 @@ def add(
                 f"note: they fit, but no hash of {origin.weights.file} is known, so whether they are the released "
                 f"ones could not be checked; take the file from {origin.weights.address} only"
             )
-        if origin.unused:
-            first, more = ", ".join(origin.unused[:4]), len(origin.unused) - 4
+        if origin.unused and (found := weights.left_out(origin, path)).names:
+            first, more = ", ".join(found.names[:4]), len(found.names) - 4
             others = f" and {more} others" if more > 0 else ""
-            typer.echo(f"note: left out, because nothing in {name} reads them: {first}{others}")
+            share = f"{found.numbers:,} of its {found.of:,} numbers"
+            typer.echo(f"note: {share} are left out, because nothing in {name} reads them: {first}{others}")
 
 
 @app.command()

@@ -92,7 +92,10 @@ class ModelCard:
         """What to do for the weights, as half a sentence."""
         origin, source = self.origin, self.origin.weights
         if not source.package and not source.file:
-            return f"nobody released any: `palpate distill --student {origin.name}` trains them, --weights takes them"
+            # With most of the teacher's layers it is of use at once, and from random weights not for long.
+            start = " --start teacher" if {"tinyvit", "half", "quarter"} & {*origin.name.split("-")} else ""
+            command = f"palpate distill --student {origin.name}{start}"
+            return f"nobody released any: `{command}` trains them, --weights takes them"
         size = "" if source.size_bytes is None else f" ({source.size_bytes / 1e6:.0f} MB)"
         if source.package:
             return f"`palpate models get {origin.name}` fetches them{size}"

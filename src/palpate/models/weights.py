@@ -38,12 +38,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Layout",
+    "LeftOut",
     "Loaded",
     "add",
     "content_hash",
     "encoder_hash",
     "get",
     "home",
+    "left_out",
     "load",
     "load_into",
     "load_learned",
@@ -352,6 +354,26 @@ def add(wanted: ModelCard, path: Path) -> Path:
             "use weights of your own, give the file where you use the model (`--weights PATH`)"
         )
     return _store(wanted, state, source_sha256=file_hash)
+
+
+class LeftOut(NamedTuple):
+    """What of a file nothing reads: beginnings of names, and how many numbers they have of how many in the file."""
+
+    names: tuple[str, ...]
+    numbers: int
+    of: int
+
+
+def left_out(wanted: ModelCard, path: Path) -> LeftOut:
+    """What `add` leaves out of a file that it took.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    state = _in_original_names(_tensors(_read(path), path))
+    unread = {name: tensor for name, tensor in state.items() if name.startswith(wanted.origin.unused)}
+    names = tuple(each for each in wanted.origin.unused if any(name.startswith(each) for name in unread))
+    return LeftOut(names, *(sum(tensor.numel() for tensor in some.values()) for some in (unread, state)))
 
 
 def _is_published(wanted: ModelCard, state: Mapping[str, Tensor], file_hash: str) -> bool:

@@ -238,6 +238,7 @@ class _Distillation:
             unit="views",
             makes="checkpoint",
             warning=self._too_many(),
+            measures_error=True,
         )
         return self.plan
 
@@ -338,7 +339,15 @@ class _Distillation:
         wanted = [
             np.asarray(self.taught(item.scene).features[0]) if item.wanted is None else item.wanted for item in items
         ]
-        difference = found.float() - self._tensor(wanted).float()
+        return self.error(found, self._tensor(wanted))
+
+    def error(
+        self,
+        found: Float[Tensor, "view channel row column"],
+        wanted: Float[Tensor, "view channel row column"],
+    ) -> Float[Tensor, " view"]:
+        """How far embeddings are from the teacher's."""
+        difference = found.float() - wanted.float()
         return (difference.abs() if self.recipe.error == "l1" else difference.square()).mean(dim=(1, 2, 3))
 
     # --- Validation ---------------------------------------------------------------------------------------------------
@@ -348,8 +357,24 @@ class _Distillation:
             return None
         self._calibrate(heed)
         samples = self.recipe.validation.overlays if self.fabric.global_rank == 0 else 0
-        found = measure(_Asked(self), self.validation, fabric=self.fabric, samples=samples, heed=heed)
-        return Verdict(float(np.mean(list(found.dice.values()))), found.dice, partial(self._draw, found))
+        asked = _Asked(self)
+        found = measure(asked, self.validation, fabric=self.fabric, samples=samples, heed=heed)
+        return Verdict(
+            float(np.mean(list(found.dice.values()))),
+            found.dice,
+            partial(self._draw, found),
+            error=self._over_processes(asked.errors),
+            by_error=self.recipe.chooses_by_error,
+        )
+
+    def _over_processes(self, errors: dict[str, float]) -> float:
+        """The mean over views; several processes have some each."""
+        gathered = [errors]
+        if self.fabric.world_size > 1:
+            gathered = [{} for _ in range(self.fabric.world_size)]
+            torch.distributed.all_gather_object(gathered, errors)
+        of_all = {key: error for part in gathered for key, error in part.items()}
+        return float(np.mean([of_all[key] for key in sorted(of_all)]))
 
     def _calibrate(self, heed: Callable[[], None] = lambda: None) -> None:
         """Take the statistics of batch normalisation anew, with the weights as they are now (Wu and Johnson 2021,
@@ -361,10 +386,11 @@ class _Distillation:
         if not self.recipe.follows_batches:
             return
         chosen = rng_for(self.recipe.seed, "calibration").permutation(len(self.scenes))[: self.recipe.calibrated]
+        at_once = max(1, self.recipe.batch // self.fabric.world_size)  # as many as training normalises by
         with torch.inference_mode(), _averaging(self.encoder):
-            for start in range(0, len(chosen), self.recipe.batch):
+            for start in range(0, len(chosen), at_once):
                 heed()
-                lessons = [self._lesson(self.scenes[i]) for i in chosen[start : start + self.recipe.batch].tolist()]
+                lessons = [self._lesson(self.scenes[i]) for i in chosen[start : start + at_once].tolist()]
                 self.encoder(self._tensor([lesson.canvas for lesson in lessons]))
 
     def _draw(self, found: Measured, path: Path) -> None:
@@ -407,15 +433,23 @@ class _Distillation:
 
 
 class _Asked:
-    """The teacher's decoder with the student's embeddings, as `measure` asks a `Student`."""
+    """The teacher's decoder with the student's embeddings, as `measure` asks a `Student`.
+
+    `errors` are those of the embeddings that were asked for, by the scene's key.
+    """
 
     def __init__(self, task: _Distillation) -> None:
         self._task = task
         self._decoder = task.runtime.network
+        self.errors: dict[str, float] = {}
 
     def features(self, items: Sequence[Item]) -> ImageEmbedding:
         (item,) = items
-        return self._task.given(item.scene)
+        found = self._task.given(item.scene)
+        features = cast("Tensor", found.features)
+        wanted = torch.as_tensor(self._task.taught(item.scene).features, device=features.device)
+        self.errors[item.scene.key] = float(self._task.error(features, wanted)[0])
+        return found
 
     def mask(
         self, features: ImageEmbedding, item: Item, autocast: AbstractContextManager[Any]

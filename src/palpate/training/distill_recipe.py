@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -13,7 +13,6 @@ from palpate.models import DEFAULT
 from palpate.training.recipe import (
     DataRecipe,
     OptimiserRecipe,
-    PromptRecipe,
     Recipe,
     Section,
     ValidationRecipe,
@@ -26,6 +25,12 @@ from palpate.training.recipe import (
 RANDOM, RELEASED, TEACHER = "random", "released", "teacher"
 WORDS = RANDOM, RELEASED, TEACHER
 """What a student may start from; anything else is a checkpoint's path."""
+
+STAGE_1: dict[str, dict[str, Any]] = {
+    "optimiser": {"rate": 2e-4, "weight_decay": 0.01},
+    "validation": {"prompts": ({"strategy": "standard"},)},
+}
+"""What sections of the first stage have otherwise than in fine-tuning."""
 
 STAGE_2: dict[str, Any] = {
     "trained": ["full"],
@@ -54,6 +59,9 @@ class DistillRecipe(Section):
       `data.balance`). A step averages the gradients of
       `accumulate` batches of `batch` views.
     - `validation` asks the teacher's decoder for masks, with the student's embeddings in the place of the teacher's.
+      `best_by` says which weights are kept: those whose masks have the highest `dice`, or whose embeddings have the
+      smallest `error`, on the same images. By itself it is `error` for a start at random, where the decoder can make
+      nothing of the embeddings for long, and `dice` otherwise.
     - `then` is a second stage, in which the whole model learns to answer prompts: any keys of a recipe of
       `palpate finetune` but `model` and `weights`. What it leaves out is what the paper and its code say (`STAGE_2`);
       its data are those of the first stage, but for what its own `data` changes.
@@ -70,10 +78,9 @@ class DistillRecipe(Section):
     error: Literal["l1", "mse"] = "l1"
     batch_norm: Literal["batch", "kept"] | None = None
     calibrated: Annotated[int, Field(ge=1)] = 64
-    optimiser: OptimiserRecipe = Field(default_factory=lambda: OptimiserRecipe(rate=2e-4, weight_decay=0.01))
-    validation: ValidationRecipe = Field(
-        default_factory=lambda: ValidationRecipe(prompts=(PromptRecipe(strategy="standard"),))
-    )
+    best_by: Literal["dice", "error"] | None = None
+    optimiser: OptimiserRecipe = Field(default_factory=lambda: OptimiserRecipe(**STAGE_1["optimiser"]))
+    validation: ValidationRecipe = Field(default_factory=lambda: ValidationRecipe(**STAGE_1["validation"]))
     epochs: Annotated[int, Field(ge=1)] = 10
     steps: Annotated[int, Field(ge=1)] | None = None
     batch: Annotated[int, Field(ge=1)] = 8
@@ -82,6 +89,16 @@ class DistillRecipe(Section):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: Annotated[int, Field(ge=0)] = 0
     then: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_keep_their_defaults(cls, content: Any) -> Any:
+        """A section that says something leaves the rest of itself as it is here, not as it is in fine-tuning."""
+        if not isinstance(content, Mapping):
+            return content
+        given = cast("Mapping[str, Any]", content)
+        own = {name: {**STAGE_1[name], **given[name]} for name in STAGE_1 if isinstance(given.get(name), Mapping)}
+        return {**given, **own}
 
     @model_validator(mode="after")
     def _second_stage_holds_together(self) -> DistillRecipe:
@@ -120,6 +137,11 @@ class DistillRecipe(Section):
     def follows_batches(self) -> bool:
         """Whether normalisation follows each batch."""
         return self.batch_norm == "batch" or (self.batch_norm is None and self.start in (RANDOM, TEACHER))
+
+    @property
+    def chooses_by_error(self) -> bool:
+        """Whether the error of the embeddings says which weights are the best, and not the Dice."""
+        return self.best_by == "error" or (self.best_by is None and self.start == RANDOM)
 
     def described(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""

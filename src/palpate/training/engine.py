@@ -111,10 +111,11 @@ def _run(fabric: Any, *, make: Callable[[Any], Task[Result]], terms: _Terms, lis
 class _State:
     """What changes during a run, but for weights.
 
-    `step` counts steps that are done and `validated` is that of the last validation. `first` and `best_dice` are the
-    Dice values before training and of the best weights, as they are logged; `log_bytes` is how much of the log belongs
-    to this state. `stand_ins` counts tight boxes in the place of prompts that do not exist for an object; `loss_sum`
-    and `loss_count` are of the steps since the rate was last looked at.
+    `step` counts steps that are done and `validated` is that of the last validation. `best` is the best score; `first`
+    and `best_dice` are the Dice values before training and of the best weights, as they are logged, and so are the
+    errors, where a task measures one; `log_bytes` is how much of the log belongs to this state. `stand_ins` counts
+    tight boxes in the place of prompts that do not exist for an object; `loss_sum` and `loss_count` are of the steps
+    since the rate was last looked at.
     """
 
     step: int = 0
@@ -125,6 +126,8 @@ class _State:
     seconds: float = 0.0
     first: dict[str, float] = field(default_factory=dict)
     best_dice: dict[str, float] = field(default_factory=dict)
+    first_error: float | None = None
+    best_error: float | None = None
     log_bytes: int = 0
     stand_ins: int = 0
     loss_sum: float = 0.0
@@ -171,6 +174,7 @@ class _Engine(Generic[Result]):
             self._resume()
             if self.leads:
                 columns = ["dice", *(f"dice {name}" for name in self.plan.validated)] if self.plan.validated else []
+                columns += ["val error"] if columns and self.plan.measures_error else []
                 self.log = Log(self.folder.path, [*columns, "loss", "rate"], length=self.state.log_bytes)
             if self.state.validated < 0:
                 self._estimate()
@@ -279,22 +283,25 @@ class _Engine(Generic[Result]):
         mean_loss = state.loss_sum / max(1, state.loss_count)
         state.loss_sum, state.loss_count = 0.0, 0
         row = {} if found is None else {"dice": found.dice, **{f"dice {name}": v for name, v in found.by_name.items()}}
-        if found is not None and found.dice > state.best:
-            state.best, state.best_step, state.since_best, state.best_dice = found.dice, state.step, 0, row
+        error = None if found is None else found.error
+        if found is not None and found.score > state.best:
+            state.best, state.best_step, state.since_best, state.best_dice = found.score, state.step, 0, row
+            state.best_error = error
             self.best_weights = self.weights.result()
         elif found is not None:
             state.since_best += 1
         if state.step == 0:
-            state.first = row
+            state.first, state.first_error = row, error
         else:
-            self.optimisation.hear(dice=None if found is None else found.dice, loss=mean_loss)
+            self.optimisation.hear(score=None if found is None else found.score, loss=mean_loss)
         if found is not None:
-            self._note(**row)
+            self._note(**row, **({} if error is None else {"val error": error}))
             self._tell_of(found)
 
     def _tell_of(self, found: Verdict) -> None:
         found.draw(self.folder.overlays / f"step-{self.state.step:06d}.png")
-        numbers = ", ".join(f"{name} {value:.4f}" for name, value in found.by_name.items())
+        shown = {**found.by_name, **({} if found.error is None else {"error of the embedding": found.error})}
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
         is_best = ", the best so far" if self.state.since_best == 0 else ""
         self._say(
             "validation",
@@ -371,6 +378,8 @@ class _Engine(Generic[Result]):
             "best_step": state.best_step,
             "steps": state.step,
         }
+        if state.first_error is not None:
+            metrics |= {"val_error": state.best_error, "val_error_before": state.first_error}
         # Without validation data the last weights are the result.
         chosen = (self.best_weights or self.weights.result()) if self.leads else None
         result = self.task.finish(Done(settings, metrics, state.step, self.terms.command, chosen))
@@ -391,7 +400,11 @@ class _Engine(Generic[Result]):
             checkpoint.clear(self.folder.checkpoints)
         self.fabric.barrier()
         stopped = "no better one came, so it stopped early; " if state.step < self.plan.total else ""
-        best = f"; best Dice on val {state.best:.4f}, at step {state.best_step}" if self.best_weights else ""
+        best = ""
+        if self.best_weights:
+            by_error = state.best_error is not None and state.best == -state.best_error
+            chosen_by = f"smallest error on val {-state.best:.4f}" if by_error else f"best Dice on val {state.best:.4f}"
+            best = f"; {chosen_by}, at step {state.best_step}"
         instead = f"; {state.stand_ins} prompts did not exist for their object: tight boxes instead"
         text = f"{stopped}{state.step} steps{best}{instead if state.stand_ins else ''}"
         self._say("finished", text, state.step, self.plan.total)

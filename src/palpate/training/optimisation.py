@@ -84,13 +84,13 @@ class Optimisation:
         for multiple, group in zip(self._multiples, self._plain.param_groups, strict=True):
             group["lr"] = multiple * rate
 
-    def hear(self, *, dice: float | None, loss: float) -> None:
-        """What a validation found, and the mean loss since the one before: a plateau lowers the rate.
+    def hear(self, *, score: float | None, loss: float) -> None:
+        """What a validation found, the more the better, and the mean loss since the last: a plateau lowers the rate.
 
         Without validation data there is nothing but the loss to go by.
         """
         if self._wanted.schedule == "plateau":
-            self._plateau.step(-loss if dice is None else dice)
+            self._plateau.step(-loss if score is None else score)
 
     # --- What stays ---------------------------------------------------------------------------------------------------
 

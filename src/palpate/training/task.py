@@ -38,7 +38,8 @@ class Plan:
     - `epochs` of `steps_an_epoch`; a step averages the gradients of `accumulate` batches of `batch` items, of all
       processes together. `patience` stops after that many validations without a better one; None: never.
     - A validation comes after every `validate_every` epochs. It measures a Dice for each of the names in `validated`
-      (empty: there is no validation data), and for that makes `asked` masks.
+      (empty: there is no validation data), and for that makes `asked` masks. With `measures_error`, a `Verdict` has an
+      error as well.
     - `data_sha256` is of all that is learned from and measured with; `data` describes it for the record.
     - For the estimate, in words: the `size` of the data ("6 scenes"), the `unit` that a batch counts ("objects"), and
       a `warning` that follows on what was said; `makes` is what the result is called ("adapter").
@@ -61,6 +62,7 @@ class Plan:
     makes: str
     warning: str = ""
     steps: int | None = None
+    measures_error: bool = False
 
     @property
     def per_step(self) -> int:
@@ -89,12 +91,20 @@ class Batch:
 class Verdict:
     """What a validation found: the Dice that decides which weights are the best, and those it is made of, by name.
 
-    `draw` makes a picture of samples in a file, or nothing where there is nothing to be shown.
+    `draw` makes a picture of samples in a file, or nothing where there is nothing to be shown. `error` is what else was
+    measured, the less the better; with `by_error` it decides instead.
     """
 
     dice: float
     by_name: Mapping[str, float]
     draw: Callable[[Path], None]
+    error: float | None = None
+    by_error: bool = False
+
+    @property
+    def score(self) -> float:
+        """What decides, the more the better."""
+        return -self.error if self.by_error and self.error is not None else self.dice
 
 
 @dataclass(frozen=True, eq=False)
