@@ -162,6 +162,8 @@ def curve(encoders: Sequence[Model], resampler: Resampler) -> Figure:
     axes = figure.subplots()
     for label, marker, boxes in (("tight boxes", "o", (TIGHT,)), ("mean of seven boxes", "s", SEVEN)):
         shown = [one for one in encoders if one.network and all(one.at(box) for box in boxes)]
+        if not shown:
+            continue
         found = [estimate([row for box in boxes for row in one.at(box)], "dice", resampler) for one in shown]
         x, y = [operations(one.network) for one in shown], [100 * one.estimate for one in found]
         spread = [[100 * (one.estimate - one.low) for one in found], [100 * (one.high - one.estimate) for one in found]]
