@@ -105,6 +105,17 @@ ROADS: Mapping[str, Mapping[str, Any]] = {
     },
     "mixture-prompt-side": {"prompts": MIXTURE, "trained": ["prompt-encoder"], "optimiser.rate": 1e-3},
     "mixture-bias-norm": {"prompts": MIXTURE, "trained": ["bias-norm"], "optimiser.rate": 5e-4},
+    # the encoder learns too, so that every step encodes
+    "mixture-last-blocks": {
+        "prompts": MIXTURE,
+        "trained": {"parts": ["decoder", "last-blocks"]},
+        "precision": "bf16-mixed",
+    },
+    "mixture-encoder-lora": {
+        "prompts": MIXTURE,
+        "trained": {"parts": ["decoder", "lora"], "where": ["encoder"], "rank": 8, "alpha": 8, "targets": "linear"},
+        "precision": "bf16-mixed",
+    },
     "mixture-views": {"prompts": MIXTURE, **VIEWS},
     "mixture-teacher-views": {"prompts": MIXTURE, "loss": TEACHER, **VIEWS},
     "teacher-alone-views": {"prompts": MIXTURE, "loss": {"teacher": 1.0}, **VIEWS},

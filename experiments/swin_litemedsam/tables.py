@@ -25,6 +25,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from unseen import UNSEEN
 
 from palpate.evaluation.modalities import CaseTime, by_modality, read_cases
 from palpate.evaluation.statistics import Interval, Resampler, against, estimate, holm
@@ -39,6 +40,8 @@ NAMES = {
     "points": "+ points from the box",
     "scribble": "+ scribble from the box",
     "adaptive": "the last, with adaptive boxes in and out",
+    "half-encoder": "the first row, its encoder at half size from stage 1",
+    "half-scribble": "the last row of the paper, its encoder at half size from stage 1",
     "lite-medsam": "LiteMedSAM, its decoder fine-tuned as long",
     "released": "LiteMedSAM as released",
 }
@@ -49,6 +52,8 @@ PAIRS = (
     ("encoder", "scribble"),
     ("lite-medsam", "scribble"),
     ("scribble", "adaptive"),
+    ("half-encoder", "half-scribble"),
+    ("encoder", "half-encoder"),
 )
 MEASURES = ("dice", "nsd")
 TIGHT = ("standard", 0.0)
@@ -80,6 +85,10 @@ class Model:
         if seed is not None:
             return [row for row in found if row.seed == seed]
         return found if {row.seed for row in found} == set(self.seeds) else []
+
+    def on(self, datasets: Sequence[str]) -> Model:
+        """The same on these data sets alone."""
+        return replace(self, rows=tuple(row for row in self.rows if row.dataset in datasets))
 
 
 @cache
@@ -230,6 +239,22 @@ class Page:
             ),
         ]
 
+    def encoders(self, title: str, encoders: Sequence[Model], resampler: Resampler) -> None:
+        """The encoders of stage 1, and each minus the released one, if that is the first."""
+        if len(encoders) < 2:
+            return
+        asked = boxes_of(encoders)
+        body = [
+            [
+                *self.boxes(title.lower(), one, asked, resampler),
+                f"{operations(one.network):.1f}" if one.network else "–",
+            ]
+            for one in encoders
+        ]
+        self.table(f"{title}: Dice in percent [95 % interval]", ["", *map(in_words, asked), "encoder, GFLOP"], body)
+        if encoders[0].name == "released":
+            self.differences(title, [(one, encoders[0]) for one in encoders[1:]], resampler)
+
     def differences(self, title: str, pairs: Sequence[tuple[Model, Model]], resampler: Resampler) -> None:
         """A table of the first of each pair minus the second, for each box that both answered."""
         asked = boxes_of([one for pair in pairs for one in pair])
@@ -320,21 +345,11 @@ def page_of(models: Sequence[Model], encoders: Sequence[Model], resampler: Resam
         list(lines.values()),
     )
 
-    if len(encoders) > 1:
-        asked = boxes_of(encoders)
-        page.table(
-            "Stage 1: Dice in percent [95 % interval]",
-            ["", *map(in_words, asked), "encoder, GFLOP"],
-            [
-                [
-                    *page.boxes("stage 1", one, asked, resampler),
-                    f"{operations(one.network):.1f}" if one.network else "–",
-                ]
-                for one in encoders
-            ],
+    page.encoders("Stage 1", encoders, resampler)
+    if any(one.name == "half-unseen" for one in encoders):
+        page.encoders(
+            "Stage 1, data sets that `half-unseen` never saw", [one.on(UNSEEN) for one in encoders], resampler
         )
-        if encoders[0].name == "released":
-            page.differences("Stage 1", [(one, encoders[0]) for one in encoders[1:]], resampler)
 
     rows = (models or encoders)[0].rows
     objects, subjects = len({row.key[:4] for row in rows}), len({row.subject for row in rows})

@@ -293,6 +293,24 @@ class TestSwinLiteMedSAM:
         assert difference[1].endswith("16 / 1")
         assert "18 objects of 18 subjects" in (tmp_path / "tables.md").read_text()
 
+    def test_what_one_encoder_never_saw_is_counted_by_itself(
+        self, tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unseen = [row(dataset=tables.UNSEEN[0], subject=f"u{i}", case=f"u{i}", dice=0.3) for i in range(9)]
+        for name in ("released", "stage1/half", "stage1/half-unseen"):
+            dice = 0.5 if name == "released" else 0.9
+            written(tmp_path / "test" / name, [*people(("standard", 0.0), dice), *unseen])
+        shown = self.shown(tables, tmp_path, monkeypatch)
+        found = {title: {line[0]: line[1].split()[0] for line in lines[1:]} for title, lines in shown.items()}
+        (everywhere, differences), (there, differences_there) = (
+            [found[title] for title in found if title.startswith("Stage 1") and ("never saw" in title) == never]
+            for never in (False, True)
+        )
+        assert set(there.values()) == {"30.0"}
+        assert set(differences_there.values()) == {"0.0"}
+        assert everywhere["half"] == "70.0"
+        assert set(differences.values()) == {"26.7"}
+
     def test_a_person_who_was_trained_on_is_left_out(self, tables: ModuleType, tmp_path: Path) -> None:
         stranger = row(dataset="medscribble", subject="medscribble/ACDC__patient056", dice=1.0)
         written(tmp_path / "test" / "released", [*people(("standard", 0.0), 0.5), stranger])

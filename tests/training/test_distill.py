@@ -67,10 +67,10 @@ def tensors(model: str, path: Path) -> dict[str, Tensor]:
     return dict(cast("nn.Module", load(model, weights=path).model).state_dict())
 
 
-def from_teacher(path: Path) -> float:
-    """How far the embeddings of one picture are from the teacher's."""
-    canvas = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+def from_teacher(path: Path, picture: Path) -> float:
+    """How far the embeddings of a picture are from the teacher's."""
     student, teacher = load(tiny_training.SWIN, weights=path).model, load("tiny").model
+    canvas = torch.from_numpy(teacher.frame.canvas(np.asarray(Image.open(picture))))[None]
     with torch.inference_mode():
         found, wanted = (cast("Tensor", model.encode(canvas).features) for model in (student, teacher))
     return float((found - wanted).abs().mean())
@@ -118,6 +118,16 @@ class TestWhatComesOfIt:
         assert attention
         assert all(torch.equal(student[name], teacher[name]) for name in attention)
 
+    def test_a_student_from_random_weights_begins_with_the_teachers_neck(self, data: Path, tmp_path: Path) -> None:
+        hardly = recipe(data, epochs=1, optimiser=OptimiserRecipe(rate=1e-12, schedule="constant"))
+        made = distill(hardly, tmp_path / "f.safetensors", device="cpu")
+        student, teacher = tensors(tiny_training.SWIN, made.path), tensors("tiny", catalogue.stored("tiny"))
+        neck = [name for name in student if name.startswith("image_encoder.neck.")]
+        alike = [name for name in neck if student[name].shape == teacher[name].shape]
+        assert "image_encoder.neck.3.weight" in alike
+        for name in alike:
+            torch.testing.assert_close(student[name], teacher[name], rtol=0, atol=1e-6)
+
     def test_a_student_that_was_trained_keeps_its_decoder(self, made: Distilled, data: Path, tmp_path: Path) -> None:
         before = tensors(tiny_training.SWIN, made.path)
         further = recipe(data, start=str(made.path), epochs=1)
@@ -161,7 +171,8 @@ class TestLearning:
         made = distill(recipe(data, **changes), tmp_path / "f.safetensors", device="cpu")
         still = OptimiserRecipe(rate=1e-30, weight_decay=0.0, schedule="constant")
         start = distill(recipe(data, **changes, optimiser=still), tmp_path / "s.safetensors", device="cpu")
-        assert from_teacher(made.path) < 0.9 * from_teacher(start.path)
+        picture = data.parent / "i" / "8.png"  # of val
+        assert from_teacher(made.path, picture) < 0.9 * from_teacher(start.path, picture)
         metrics = made.about["metrics"]
         assert metrics["best_step"] > 0
         assert metrics["val_error"] < 0.7 * metrics["val_error_before"]

@@ -86,7 +86,8 @@ def distill(
     """Teach an encoder as the recipe says, and write the whole student into the checkpoint `output`.
 
     Beside the encoder it holds the student's own decoder or, where the student starts from random weights, the
-    teacher's, as far as the student's has the same parts. The record of the run lies in `folder` (beside the output,
+    teacher's, as far as the student's has the same parts; such a student also starts with the teacher's neck, the last
+    layers of the encoder, as far as its own is like it. The record of the run lies in `folder` (beside the output,
     its name with `.run` at the end, unless given). A run that was stopped is taken up where it was. The other arguments
     are those of `palpate.training.finetune.finetune`.
 
@@ -169,6 +170,8 @@ class _Distillation:
             self.left_random = _take_over(teacher, self.network)
             if recipe.start == TEACHER:
                 _copy_encoder(teacher, self.network, recipe)
+            else:
+                _copy_neck(teacher, self.network)
         self.network.eval().requires_grad_(requires_grad=False)
         self.encoder = self.network.get_submodule("image_encoder").requires_grad_(requires_grad=True)
         moving = {f"image_encoder.{name}": parameter for name, parameter in self.encoder.named_parameters()}
@@ -523,6 +526,26 @@ def _copy_encoder(teacher: nn.Module, student: nn.Module, recipe: DistillRecipe)
     with torch.no_grad():
         for name in shared:
             own[name].copy_(given[name])
+
+
+def _copy_neck(teacher: nn.Module, student: nn.Module) -> None:
+    """Give the student's encoder the teacher's last layers, where it has the same ones in the same order.
+
+    They end in a layer normalisation whose weights say how large embeddings are. At random that is 1; LiteMedSAM's are
+    0.14 on average, and an optimiser that moves a weight by at most the learning rate in a step, 1e-3, takes almost a
+    thousand steps to get there. Until then the student is further off than a constant would be.
+    """
+    necks = [
+        list(network.get_submodule("image_encoder.neck").state_dict(keep_vars=True).values())
+        for network in (teacher, student)
+        if hasattr(network.get_submodule("image_encoder"), "neck")
+    ]
+    if len(necks) < 2 or len(necks[0]) != len(necks[1]):
+        return
+    with torch.no_grad():
+        for given, own in zip(*necks, strict=True):
+            if given.shape == own.shape:
+                own.copy_(given)
 
 
 @contextmanager
