@@ -42,6 +42,8 @@ NAMES = {
     "adaptive": "the last, with adaptive boxes in and out",
     "half-encoder": "the first row, its encoder at half size from stage 1",
     "half-scribble": "the last row of the paper, its encoder at half size from stage 1",
+    "mini-encoder": "the first row, with a small Swin encoder (mini) from stage 1",
+    "mini-scribble": "the last row of the paper, with a small Swin encoder (mini) from stage 1",
     "lite-medsam": "LiteMedSAM, its decoder fine-tuned as long",
     "released": "LiteMedSAM as released",
 }
@@ -53,6 +55,7 @@ PAIRS = (
     ("lite-medsam", "scribble"),
     ("scribble", "adaptive"),
     ("half-encoder", "half-scribble"),
+    ("mini-encoder", "mini-scribble"),
     ("encoder", "half-encoder"),
 )
 MEASURES = ("dice", "nsd")
