@@ -44,6 +44,8 @@ NAMES = {
     "half-scribble": "the last row of the paper, its encoder at half size from stage 1",
     "mini-encoder": "the first row, with a small Swin encoder (mini) from stage 1",
     "mini-scribble": "the last row of the paper, with a small Swin encoder (mini) from stage 1",
+    "swin-encoder": "the first row, with the paper's Swin encoder from stage 1",
+    "swin-scribble": "the last row of the paper, with the paper's Swin encoder from stage 1",
     "lite-medsam": "LiteMedSAM, its decoder fine-tuned as long",
     "released": "LiteMedSAM as released",
 }
@@ -56,6 +58,7 @@ PAIRS = (
     ("scribble", "adaptive"),
     ("half-encoder", "half-scribble"),
     ("mini-encoder", "mini-scribble"),
+    ("swin-encoder", "swin-scribble"),
     ("encoder", "half-encoder"),
 )
 MEASURES = ("dice", "nsd")

@@ -196,6 +196,53 @@ class TestLearnedPrompts:
             "| spine released",
         ]
 
+    def test_the_papers_tables_have_its_shape(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tables = loaded(EXPERIMENTS / "sam2rad" / "tables.py")
+        written(tmp_path / "test" / "polyp-released", [row(dice=0.9, iou=0.8)])
+        written(tmp_path / "test" / "heart-released", [row(dice=0.6, iou=0.5)])  # nothing was learned for it yet
+        for way, more in (("none", 0.0), ("lora", 0.1)):
+            for draw, dice in ((0, 0.5), (1, 0.7)):
+                rows = [
+                    row(protocol="learned", dice=dice + more, iou=dice),
+                    row(protocol="box+learned", dice=dice + more + 0.05, iou=dice),
+                ]
+                written(tmp_path / "test" / f"polyp-10-{draw}-{way}-localiser", rows)
+        monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path)])
+        tables.main()
+        parts = [part.splitlines() for part in (tmp_path / "tables.md").read_text().split("\n\n")]
+        papers = {part[0].strip("| ").split(" | ")[0]: part for part in parts if part[0].startswith("| Table")}
+        assert list(papers) == [
+            "Table 2: tight box, nothing trained",
+            "Table 3: 10 images, decoder frozen",
+            "Table 4: 10 images, LoRA on the decoder",
+        ]
+        first, third, fourth = (part[-1] for part in papers.values())
+        assert first == "| LiteMedSAM | 60.0 / 50.0 | 90.0 / 80.0 |"
+        assert third == "| LiteMedSAM | 90.0 / 80.0 | 60.0 / 60.0 |"
+        assert fourth == "| LiteMedSAM | 70.0 / 60.0 | 75.0 / 60.0 |"
+        assert papers["Table 4: 10 images, LoRA on the decoder"][0].endswith(
+            "| polyp, learned | polyp, box + learned |"
+        )
+
+    def test_a_figure_of_few_shots_shows_means_and_draws(self) -> None:
+        tables = loaded(EXPERIMENTS / "sam2rad" / "tables.py")
+
+        def run(task: str, way: str, shots: str, draw: int, dice: float) -> object:
+            scores = dict.fromkeys(("learned", "box+learned", "standard"), dice)
+            counts = {"auroc": 0.0, "present": 0, "absent": 0, "denied": 0.0}
+            return tables.Measured(task, way, shots, draw, scores, scores, {}, 0.0, {}, **counts)
+
+        runs = [
+            run("polyp", "decoder-localiser", shots, draw, 0.5 + 0.1 * draw)
+            for shots in ("all", "5", "20")
+            for draw in (0, 1, 2)
+        ]
+        figure = tables.few_shot([*runs, run("polyp", "released", "", 0, 0.9)], "decoder-localiser")
+        (axes,) = (each for each in figure.axes if each.get_title() == "polyp")
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["5", "20", "all"]
+        assert axes.containers[0][0].get_ydata() == pytest.approx([0.6] * 3)
+        assert len(axes.containers) == 2
+
 
 class TestSwinLiteMedSAM:
     @pytest.fixture
